@@ -1,0 +1,61 @@
+//! Messages between whoever starts a machine (the launcher) and the VMM process.
+//!
+//! # How a VMM is started
+//! The launcher spawns `kata-rs-vmm` with inherited file descriptors: the control socket at [`CONTROL_FD`], and every
+//! object of the machine at the number that the [`MachineSpec`] names. The VMM opens nothing by path after its start, so what
+//! the launcher did not give it, it cannot reach.
+//!
+//! # The conversation
+//! Each message is one [frame](frame): a 4-byte big-endian length and that many bytes of JSON.
+//! The launcher sends [`ToMachine::Boot`] first. The VMM answers [`FromMachine::Booting`] once the vCPUs run, or
+//! [`FromMachine::Failed`] and exits. [`ToMachine::Report`] may be asked at any time. At the machine's end the VMM sends
+//! [`FromMachine::Ended`] and exits. When the launcher's end of the socket closes, the VMM exits at once: a machine never outlives its launcher.
+//!
+//! This crate enforces one rule: the launcher never links the VMM, and the VMM never knows what a container is.
+#![forbid(unsafe_code)]
+
+pub mod frame;
+mod report;
+mod spec;
+
+pub use report::{BootFailure, Ending, KvmKind, Mark, Probe, Report};
+pub use spec::{
+    ConsoleSpec, DiskSpec, FdNumber, Flavour, GuestCall, KernelSpec, MEMORY_MIB_MAX, MEMORY_MIB_MIN,
+    MachineSpec, ShareSpec, SpecError, VCPUS_MAX, VsockSpec,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Number of the inherited control socket.
+pub const CONTROL_FD: FdNumber = 3;
+
+/// Launcher to VMM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToMachine {
+    /// Build this machine and run it. Sent once, first.
+    Boot(Box<MachineSpec>),
+    /// Answer with [`FromMachine::Report`].
+    Report,
+    /// Stop the vCPUs and exit.
+    Stop,
+}
+
+/// VMM to launcher.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromMachine {
+    /// The vCPUs run, on this kind of KVM, with the kernel of this flavour.
+    Booting {
+        /// What the VMM found the host to be.
+        kvm: KvmKind,
+        /// Flavour of the kernel it took.
+        kernel: Flavour,
+    },
+    /// The machine could not be built; the VMM exits.
+    Failed(BootFailure),
+    /// Answer to [`ToMachine::Report`].
+    Report(Report),
+    /// The machine has ended; the VMM exits.
+    Ended(Ending),
+}

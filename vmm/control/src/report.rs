@@ -1,0 +1,89 @@
+//! What a VMM tells of its machine.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Which kind of KVM the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvmKind {
+    /// VT-x or SVM.
+    Hardware,
+    /// Software KVM: the guest kernel must opt in to run natively.
+    Pvm,
+}
+
+/// What `kata-rs-vmm probe` prints: is this a host that can run machines?
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Kind of KVM.
+    pub kvm: KvmKind,
+    /// KVM_GET_API_VERSION.
+    pub api_version: i32,
+    /// Names of required KVM capabilities that the host lacks; empty on a good host.
+    pub missing_capabilities: Vec<String>,
+    /// Most vCPUs that KVM recommends for one machine.
+    pub vcpus_max: u32,
+}
+
+/// A named moment of the boot, on the host's CLOCK_MONOTONIC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// For instance `vmm start`, `kernel loaded`, `vcpus run`, `root image ready`, `agent call`.
+    pub name: String,
+    /// Nanoseconds.
+    pub monotonic_nanos: u64,
+}
+
+/// Figures of a running machine; none depends on the speed of the host but the marks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Moments of the boot, in order.
+    pub marks: Vec<Mark>,
+    /// VM exits by reason (`io_in 0x64`-like detail is not kept: `io_in`, `io_out`, `mmio_read`, `mmio_write`, `halt`, ...) from the start until now.
+    pub exits: BTreeMap<String, u64>,
+    /// The same at the moment of the agent's call; empty before it.
+    pub exits_at_call: BTreeMap<String, u64>,
+    /// Bytes of the kernel copied into the guest.
+    pub kernel_bytes: u64,
+    /// Bytes read from each disk until now, in the order of the spec.
+    pub disk_bytes_read: Vec<u64>,
+    /// Bytes of guest memory that the host has backed until now.
+    pub memory_touched_bytes: u64,
+}
+
+/// The machine could not be built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootFailure {
+    /// Which step: `kvm`, `memory`, `kernel`, `devices`, `vcpus`, ...
+    pub step: String,
+    /// The whole story, with the next thing to try.
+    pub message: String,
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// The launcher said stop.
+    Stopped,
+    /// The guest switched itself off or asked for a reset (a panic ends so, too: the console tells).
+    GuestReset,
+    /// A triple fault.
+    TripleFault,
+    /// KVM could not go on with a vCPU.
+    VcpuFault {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// The exit and its detail.
+        message: String,
+    },
+    /// A device or its server failed for good.
+    DeviceFault {
+        /// Which device.
+        device: String,
+        /// Why.
+        message: String,
+    },
+}
