@@ -1,0 +1,149 @@
+# kata-rs: everything starts here. `make` alone says what there is.
+#
+# All that is built lies in target/ or in the user's cache (~/.cache/kata-rs), so a checkout stays clean. Each step is
+# skipped when its inputs did not change; the slow ones (kernels, file server, images) are also kept in the cache by
+# content, so that a second clone builds none of them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+TRIPLE := x86_64-unknown-linux-gnu
+OUT := target
+RELEASE := $(OUT)/$(TRIPLE)/release
+STAGE := $(OUT)/stage
+IMAGES := $(OUT)/images
+MACHINE := $(OUT)/machine
+STEP := scripts/step.sh
+
+# Where `make install` puts the prefix, and below what root (for packaging).
+PREFIX ?= /opt/kata-rs
+DESTDIR ?=
+
+# The programs behind the targets, to be replaced for a special run, e.g.
+#   make test TEST='cargo test -p vmm'      make run DEMO='my-own-demo'
+DEMO ?= cargo run --quiet --release -p tests --bin demo --
+TEST ?= cargo test --release --workspace
+BENCH ?= cargo run --quiet --release -p tests --bin bench --
+
+# What the tests, the demo and the benchmark are told; they look nowhere else.
+export KATA_RS_PREFIX := $(abspath $(STAGE))
+export KATA_RS_IMAGES := $(abspath $(IMAGES))
+export KATA_RS_MACHINE := $(abspath $(MACHINE))
+export KATA_RS_ROOTFS_BUILDER := $(abspath $(RELEASE)/rootfs-builder)
+
+KERNEL_SOURCES := $(shell find guest-kernel -type f) $(wildcard /usr/src/linux-source-*.tar.xz)
+STAGED_PROGRAMS := \
+	$(STAGE)/bin/containerd-shim-kata-rs-v2 \
+	$(STAGE)/bin/kata-rs \
+	$(STAGE)/libexec/kata-rs/kata-rs-vmm
+STAGED := $(STAGED_PROGRAMS) \
+	$(STAGE)/libexec/kata-rs/virtiofsd \
+	$(STAGE)/share/kata-rs/vmlinux-hw \
+	$(STAGE)/share/kata-rs/vmlinux-pvm \
+	$(STAGE)/share/kata-rs/guest.erofs
+ARCHIVES := $(IMAGES)/busybox.tar $(IMAGES)/python.tar
+
+.PHONY: help
+help: ## Print this list (the default)
+	@echo "kata-rs: make TARGET"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@echo "Replaceable: PREFIX=$(PREFIX) DESTDIR= DEMO= TEST= BENCH= (see the top of the Makefile)"
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing
+	@scripts/install-packages.sh
+	@command -v cargo >/dev/null || { echo "make: Rust is missing; get it from https://rustup.rs" >&2; exit 1; }
+
+.PHONY: build
+build: deps ## Build everything and stage the prefix in target/stage
+	@$(MAKE) --no-print-directory $(OUT)/.built
+
+# A second make, so that the list of kernel sources is taken after the packages are there.
+.PHONY: $(OUT)/.built
+$(OUT)/.built: programs $(STAGED) $(ARCHIVES)
+
+# cargo knows best what changed; it is asked each time and answers in a moment.
+.PHONY: programs
+programs:
+	@$(STEP) "programs" cargo build --release --quiet \
+		-p shim -p cli -p vmm -p agent -p rootfs-builder
+
+$(RELEASE)/%: programs ;
+
+define stage
+	@mkdir -p $(@D)
+	@cmp -s $< $@ || install -m 0755 $< $@
+endef
+
+$(STAGE)/bin/containerd-shim-kata-rs-v2: $(RELEASE)/containerd-shim-kata-rs-v2 ; $(stage)
+$(STAGE)/bin/kata-rs: $(RELEASE)/kata-rs ; $(stage)
+$(STAGE)/libexec/kata-rs/kata-rs-vmm: $(RELEASE)/kata-rs-vmm ; $(stage)
+
+$(STAGE)/libexec/kata-rs/virtiofsd: scripts/virtiofsd.sh
+	@$(STEP) "file server (virtiofsd)" scripts/virtiofsd.sh $@ && touch $@
+
+$(OUT)/kernel/vmlinux-%: $(KERNEL_SOURCES)
+	@mkdir -p $(@D)
+	@$(STEP) "guest kernel, $* flavour" guest-kernel/build.sh $* $@ && touch $@
+
+$(STAGE)/share/kata-rs/vmlinux-%: $(OUT)/kernel/vmlinux-%
+	@mkdir -p $(@D)
+	@install -m 0644 $< $@
+
+# Both flavours are kept although nothing names them as a final goal.
+.PRECIOUS: $(OUT)/kernel/vmlinux-%
+
+# Written only when its bytes change, so it is asked each time.
+$(STAGE)/share/kata-rs/guest.erofs: programs
+	@$(RELEASE)/rootfs-builder guest --agent $(RELEASE)/kata-rs-agent --out $@
+
+$(IMAGES)/%.tar: rootfs-builder/src/image.rs rootfs-builder/src/layer.rs rootfs-builder/src/oci.rs | programs
+	@$(STEP) "image $*" $(RELEASE)/rootfs-builder oci --from $* --out $@ && touch $@
+
+.PHONY: machine
+machine: build ## Build the emulated SVM machine of the hw lane in target/machine
+	@$(STEP) "emulated machine" $(RELEASE)/rootfs-builder emulated-machine build --out $(MACHINE) \
+		--add $(STAGE)=/opt/kata-rs --add $(IMAGES)=/images
+
+.PHONY: kvm-note
+kvm-note:
+	@if [ ! -e /dev/kvm ]; then \
+		echo "This machine has no /dev/kvm: containers run in the emulated machine only (slow), host tests are left out."; \
+	elif [ ! -r /dev/kvm ] || [ ! -w /dev/kvm ]; then \
+		echo "No right to /dev/kvm: run as root, or add yourself to its group ($$(stat -c %G /dev/kvm)) and log in again."; \
+	fi
+
+.PHONY: run
+run: kvm-note build machine ## Run a real container through containerd in its own VM, and show what a sceptic asks
+	@$(DEMO)
+
+.PHONY: test
+test: kvm-note build machine ## Run every test: unit, end to end on this host's KVM, and the hw lane
+	@$(TEST)
+
+.PHONY: bench
+bench: kvm-note build ## Measure, print the table, write target/bench/bench.json
+	@mkdir -p $(OUT)/bench
+	@$(BENCH)
+
+.PHONY: lint
+lint: ## Check formatting, lints and scripts
+	@cargo fmt --all --check
+	@cargo clippy --quiet --workspace --all-targets -- -D warnings
+	@for script in scripts/*.sh guest-kernel/*.sh .ci/run; do bash -n "$$script"; done
+
+.PHONY: install
+install: build ## Copy the prefix to PREFIX (default /opt/kata-rs)
+	@mkdir -p $(DESTDIR)$(PREFIX)/share/kata-rs/deploy
+	@cp -a $(STAGE)/. $(DESTDIR)$(PREFIX)/
+	@install -m 0644 deploy/*.toml deploy/*.yaml $(DESTDIR)$(PREFIX)/share/kata-rs/deploy/
+	@echo "Installed in $(DESTDIR)$(PREFIX). containerd has to find the shim on its PATH and know the runtime:"
+	@echo "  ln -s $(PREFIX)/bin/containerd-shim-kata-rs-v2 /usr/local/bin/"
+	@echo "  see $(PREFIX)/share/kata-rs/deploy/ for the containerd drop-in and the RuntimeClass"
+
+.PHONY: clean
+clean: ## Remove target/ (the cache in ~/.cache/kata-rs stays)
+	@cargo clean --quiet
+	@rm -rf $(OUT)
