@@ -103,7 +103,8 @@ pub enum Layout {
 }
 
 impl Layout {
-    fn place(self, path: &str) -> String {
+    /// Where a path of a package goes.
+    pub fn place(self, path: &str) -> String {
         let top = path.split('/').next().unwrap_or_default();
         match self {
             Self::MergedUsr if MERGED.contains(&top) => format!("usr/{path}"),

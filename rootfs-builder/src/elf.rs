@@ -72,6 +72,28 @@ impl Elf {
     }
 }
 
+/// The bytes of the first section with this name, in a program or an object file (a kernel module is one).
+pub fn section<'a>(bytes: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, ElfError> {
+    if !is_elf(bytes) {
+        return Err(ElfError::Magic);
+    }
+    let table = u64_at(bytes, 40)?;
+    let header_size = u64::from(u16_at(bytes, 58)?);
+    let header = |index: u16| table.checked_add(u64::from(index) * header_size).ok_or(ElfError::Truncated);
+    let names = u64_at(bytes, header(u16_at(bytes, 62)?)? + 24)?;
+    for index in 0..u16_at(bytes, 60)? {
+        let at = header(index)?;
+        if string_at(bytes, names.saturating_add(u64::from(u32_at(bytes, at)?)))? != name {
+            continue;
+        }
+        let start = usize::try_from(u64_at(bytes, at + 24)?).map_err(|_| ElfError::Truncated)?;
+        let size = usize::try_from(u64_at(bytes, at + 32)?).map_err(|_| ElfError::Truncated)?;
+        let end = start.checked_add(size).ok_or(ElfError::Truncated)?;
+        return bytes.get(start..end).map(Some).ok_or(ElfError::Truncated);
+    }
+    Ok(None)
+}
+
 fn segments(bytes: &[u8]) -> Result<Vec<Segment>, ElfError> {
     let table = u64_at(bytes, 32)?;
     let entry_size = u64::from(u16_at(bytes, 54)?);
@@ -171,6 +193,13 @@ pub(crate) mod tests {
     fn a_static_program_names_neither() {
         let elf = Elf::parse(&static_program(b"code")).unwrap();
         assert_eq!(elf, Elf { interpreter: None, needed: Vec::new() });
+    }
+
+    #[test]
+    fn a_section_is_found_by_its_name() {
+        let program = std::fs::read("/bin/ls").unwrap();
+        assert_eq!(section(&program, ".interp").unwrap(), Some(b"/lib64/ld-linux-x86-64.so.2\0".as_slice()));
+        assert_eq!(section(&program, ".no-such-section").unwrap(), None);
     }
 
     #[test]

@@ -117,7 +117,7 @@ pub enum ImageError {
     },
     /// A library is missing: a package changed its dependencies.
     #[error(
-        "{program} needs {library}, which no package of the image has; add the package to rootfs-builder/src/image.rs"
+        "{program} needs {library}, which no package of the image has; add that package to the list in rootfs-builder/src"
     )]
     Library {
         /// Inside the image.
@@ -164,7 +164,7 @@ pub fn cached_archive(recipe: Recipe) -> Result<PathBuf, ImageError> {
 }
 
 /// Writes a file under a temporary name and renames it, so that it is whole or not there.
-fn store(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn store(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(parent)?;
     let arriving = tempfile::NamedTempFile::new_in(parent)?;
@@ -266,7 +266,7 @@ impl Recipe {
             let library = path.starts_with("lib/") || path.starts_with("lib64") || path.starts_with("etc");
             library || licence(path)
         })?;
-        for applet in applets(&tree)? {
+        for applet in applets(&tree, "bin/busybox")? {
             if tree.node(&applet).is_none() {
                 tree.insert(&applet, Node::hard_link("bin/busybox")).map_err(lay_out)?;
             }
@@ -302,7 +302,7 @@ fn kept(path: &str) -> bool {
 }
 
 /// What a user expects below the root besides programs.
-fn add_base_files(tree: &mut Tree) -> Result<(), TreeError> {
+pub(crate) fn add_base_files(tree: &mut Tree) -> Result<(), TreeError> {
     for directory in ["dev", "proc", "sys", "mnt", "run", "etc", "var/log", "var/lib", "usr/local/bin"] {
         if tree.node(directory).is_none() {
             tree.insert(directory, Node::directory(0o755))?;
@@ -320,9 +320,9 @@ fn add_base_files(tree: &mut Tree) -> Result<(), TreeError> {
 }
 
 /// Asks the unpacked busybox for its applets' paths. It runs on the host for a moment, as any program of Debian does.
-fn applets(tree: &Tree) -> Result<Vec<String>, ImageError> {
-    let Some(Node { kind: Kind::File(program), .. }) = tree.node("bin/busybox") else {
-        return Err(ImageError::Library { program: "bin/sh".to_owned(), library: "bin/busybox".to_owned() });
+pub(crate) fn applets(tree: &Tree, busybox: &str) -> Result<Vec<String>, ImageError> {
+    let Some(Node { kind: Kind::File(program), .. }) = tree.node(busybox) else {
+        return Err(ImageError::Library { program: "bin/sh".to_owned(), library: busybox.to_owned() });
     };
     let folder = tempfile::tempdir().map_err(|source| ImageError::Cache { path: std::env::temp_dir(), source })?;
     let path = folder.path().join("busybox");
@@ -334,7 +334,7 @@ fn applets(tree: &Tree) -> Result<Vec<String>, ImageError> {
 }
 
 /// Fails when a program names a library that is nowhere in the layers.
-fn check_libraries<'a>(trees: impl Iterator<Item = &'a Tree> + Clone) -> Result<(), ImageError> {
+pub(crate) fn check_libraries<'a>(trees: impl Iterator<Item = &'a Tree> + Clone) -> Result<(), ImageError> {
     let nodes = || trees.clone().flat_map(Tree::iter);
     let names: BTreeSet<&str> = nodes().filter_map(|(path, _)| path.rsplit('/').next()).collect();
     for (path, node) in nodes() {

@@ -20,9 +20,12 @@
 pub mod cpio;
 pub mod deb;
 pub mod elf;
+pub mod emulated;
 pub mod erofs;
 pub mod guest;
 pub mod image;
 pub mod layer;
+pub mod machine_image;
+pub mod modules;
 pub mod oci;
 pub mod tree;

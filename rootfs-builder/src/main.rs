@@ -1,10 +1,13 @@
 //! Command line: `rootfs-builder guest|oci|emulated-machine`.
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use rootfs_builder::emulated::Run;
 use rootfs_builder::image::Recipe;
+use rootfs_builder::machine_image::{self, Addition};
 use rootfs_builder::{guest, image};
 
 #[derive(Parser)]
@@ -33,6 +36,51 @@ enum Verb {
         /// The archive to write
         #[arg(long)]
         out: PathBuf,
+    },
+    /// The machine with hardware KVM that the hw lane runs in, emulated by QEMU
+    EmulatedMachine {
+        #[command(subcommand)]
+        verb: MachineVerb,
+    },
+}
+
+#[derive(Subcommand)]
+enum MachineVerb {
+    /// Write kernel, initramfs and disks into a folder (Debian's part is cached)
+    Build {
+        /// The machine's folder
+        #[arg(long)]
+        out: PathBuf,
+        /// A host file or folder and its place in the machine; may be repeated
+        #[arg(long = "add", value_name = "HOST=PLACE", value_parser = addition)]
+        additions: Vec<Addition>,
+    },
+    /// Boot the machine, run a command, pass on its output and exit status
+    Run {
+        /// The machine's folder
+        #[arg(long)]
+        dir: PathBuf,
+        /// A host folder, read-only at /share
+        #[arg(long)]
+        share: Option<PathBuf>,
+        /// A host folder, writable at /out
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Added to the command's environment; may be repeated
+        #[arg(long, value_name = "NAME=VALUE")]
+        env: Vec<String>,
+        /// Memory in MiB
+        #[arg(long, default_value_t = 2048)]
+        memory: u32,
+        /// Virtual processors
+        #[arg(long, default_value_t = 2)]
+        cpus: u32,
+        /// Seconds after which the machine is stopped
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+        /// Program and arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
     },
 }
 
@@ -73,8 +121,28 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
                 &std::fs::read(&archive).with_context(|| format!("cannot read {}", archive.display()))?,
             )?;
         }
+        Verb::EmulatedMachine { verb } => return machine(verb),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn machine(verb: MachineVerb) -> anyhow::Result<ExitCode> {
+    match verb {
+        MachineVerb::Build { out, additions } => {
+            machine_image::build(&out, &additions)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        MachineVerb::Run { dir, share, out, env, memory, cpus, timeout, command } => {
+            let timeout = Duration::from_secs(timeout);
+            let run = Run { machine: dir, memory_mib: memory, cpus, share, out, env, command, timeout };
+            Ok(ExitCode::from(run.execute()?))
+        }
+    }
+}
+
+fn addition(text: &str) -> Result<Addition, String> {
+    let (host, place) = text.split_once('=').ok_or("give HOST=PLACE")?;
+    Ok(Addition { host: host.into(), place: place.to_owned() })
 }
 
 /// Leaves a file alone that has these bytes already, so that what is built from it is not built again.
