@@ -29,6 +29,12 @@ pub struct DeviceTraits {
 pub trait Interrupt: Send + Sync {
     /// Used buffers in queue `index`.
     fn signal_queue(&self, index: u16);
+    /// Used buffers in several queues at once. A transport with one interrupt line overrides this to ring it once.
+    fn signal_queues(&self, indexes: &[u16]) {
+        for index in indexes {
+            self.signal_queue(*index);
+        }
+    }
     /// The configuration space has changed.
     fn signal_config(&self);
     /// The driver broke the rules or the backend is lost: DEVICE_NEEDS_RESET, and a configuration interrupt.
