@@ -67,7 +67,7 @@ $(OUT)/.built: programs $(STAGED) $(ARCHIVES)
 # cargo knows best what changed; it is asked each time and answers in a moment.
 .PHONY: programs
 programs:
-	@$(STEP) "programs" cargo build --release --quiet \
+	@$(STEP) "programs" cargo build --release \
 		-p shim -p cli -p vmm -p agent -p rootfs-builder
 
 $(RELEASE)/%: programs ;

@@ -12,10 +12,13 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
 
 use crate::cpio;
@@ -28,10 +31,6 @@ const PROCESSOR: &str =
     "EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
 /// How much of the console goes into an error, in bytes.
 const CONSOLE_TAIL: usize = 4096;
-/// How often the machine's end and the deadline are looked at. QEMU is a child without a descriptor to wait on that
-/// std offers together with a timeout.
-const POLL: Duration = Duration::from_millis(20);
-
 /// One run: which machine, how large, what is shared, what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
@@ -83,6 +82,9 @@ pub enum EmulatedError {
     /// The command could not be packed.
     #[error("cannot pack the command")]
     Spec(#[source] TreeError),
+    /// Ctrl-C, or another wish to stop.
+    #[error("stopped before the command ended")]
+    Interrupted,
     /// The command took too long.
     #[error(
         "the command did not end within {seconds} s and the machine was stopped; the end of its console:\n{console}"
@@ -109,30 +111,42 @@ pub enum EmulatedError {
 
 impl Run {
     /// Boots the machine, runs the command with its output on this process's stdout, and returns its exit status
-    /// (128 + N for signal N, as shells count).
-    pub fn execute(&self) -> Result<u8, EmulatedError> {
+    /// (128 + N for signal N, as shells count). The machine is stopped early when `interrupt` becomes readable.
+    pub fn execute(&self, interrupt: Option<BorrowedFd<'_>>) -> Result<u8, EmulatedError> {
         let folder = tempfile::Builder::new().prefix("kata-rs-machine.").tempdir().map_err(EmulatedError::Files)?;
         self.write_initramfs(&folder.path().join("initramfs"))?;
-        let qemu_log = File::create(folder.path().join("qemu")).map_err(EmulatedError::Files)?;
-        let started = Instant::now();
-        let mut child = Command::new(QEMU)
-            .args(self.arguments(folder.path())?)
-            // Held open and never written: at its end QEMU would unplug the output port, whose other side is stdout.
-            .stdin(Stdio::piped())
-            .stderr(qemu_log)
-            .spawn()
-            .map_err(EmulatedError::Qemu)?;
-        let ended = wait(&mut child, started + self.timeout).map_err(EmulatedError::Files)?;
+        let deadline = Instant::now() + self.timeout;
+        let mut child = self.start(folder.path())?;
+        let ending = wait(&mut child, deadline, interrupt).map_err(EmulatedError::Files)?;
         let text =
             |name| String::from_utf8_lossy(&std::fs::read(folder.path().join(name)).unwrap_or_default()).into_owned();
-        let Some(status) = ended else {
-            return Err(EmulatedError::Timeout { seconds: self.timeout.as_secs(), console: tail(&text("console")) });
-        };
-        reported(&text("status")).ok_or_else(|| EmulatedError::Ended {
-            status,
-            qemu: text("qemu").trim().to_owned(),
-            console: tail(&text("console")),
-        })
+        let console = || tail(&text("console"));
+        match ending {
+            Ending::Interrupt => Err(EmulatedError::Interrupted),
+            Ending::Deadline => Err(EmulatedError::Timeout { seconds: self.timeout.as_secs(), console: console() }),
+            Ending::Exit(status) => reported(&text("status")).ok_or_else(|| EmulatedError::Ended {
+                status,
+                qemu: text("qemu").trim().to_owned(),
+                console: console(),
+            }),
+        }
+    }
+
+    fn start(&self, folder: &Path) -> Result<Child, EmulatedError> {
+        let arguments = self.arguments(folder)?;
+        if !in_path(QEMU) {
+            return Err(EmulatedError::Qemu(io::ErrorKind::NotFound.into()));
+        }
+        let log = File::create(folder.join("qemu")).map_err(EmulatedError::Files)?;
+        // Through setpriv (util-linux, on every Debian), so that the machine ends with this process, however that ends.
+        Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", QEMU])
+            .args(arguments)
+            // Held open and never written: at its end QEMU would unplug the output port, whose other side is stdout.
+            .stdin(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .map_err(EmulatedError::Qemu)
     }
 
     /// The machine's initramfs with one more archive behind it that holds this run's command.
@@ -206,19 +220,37 @@ impl Run {
     }
 }
 
-/// Waits for the child's end; kills it at the deadline and returns nothing then.
-fn wait(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
+enum Ending {
+    Exit(ExitStatus),
+    Deadline,
+    Interrupt,
+}
+
+/// Waits for the child's end, the deadline or an interrupt, whichever is first; the child is gone afterwards.
+fn wait(child: &mut Child, deadline: Instant, interrupt: Option<BorrowedFd<'_>>) -> io::Result<Ending> {
+    let ended = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let mut events = vec![PollFd::from_borrowed_fd(ended.as_fd(), PollFlags::IN)];
+    events.extend(interrupt.map(|interrupt| PollFd::from_borrowed_fd(interrupt, PollFlags::IN)));
+    let ready = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left =
+            Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut events, Some(&left)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => break ready?,
         }
-        if Instant::now() >= deadline {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(POLL);
+    };
+    if let Some(status) = child.try_wait()? {
+        return Ok(Ending::Exit(status));
     }
+    child.kill()?;
+    child.wait()?;
+    Ok(if ready == 0 { Ending::Deadline } else { Ending::Interrupt })
+}
+
+fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 /// The status in the machine's report, `exit N`.
@@ -296,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_machine_that_was_never_built_is_named_with_the_way_to_build_it() {
-        let error = run(&["true"]).execute().unwrap_err().to_string();
+        let error = run(&["true"]).execute(None).unwrap_err().to_string();
         assert!(error.contains("/nowhere/initramfs.cpio") && error.contains("make machine"), "{error}");
     }
 

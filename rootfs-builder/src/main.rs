@@ -1,10 +1,13 @@
 //! Command line: `rootfs-builder guest|oci|emulated-machine`.
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rootfs_builder::emulated::Run;
 use rootfs_builder::image::Recipe;
 use rootfs_builder::machine_image::{self, Addition};
@@ -135,9 +138,17 @@ fn machine(verb: MachineVerb) -> anyhow::Result<ExitCode> {
         MachineVerb::Run { dir, share, out, env, memory, cpus, timeout, command } => {
             let timeout = Duration::from_secs(timeout);
             let run = Run { machine: dir, memory_mib: memory, cpus, share, out, env, command, timeout };
-            Ok(ExitCode::from(run.execute()?))
+            let signals = stop_signals().context("cannot prepare for Ctrl-C")?;
+            Ok(ExitCode::from(run.execute(Some(signals.as_fd()))?))
         }
     }
+}
+
+/// SIGINT and SIGTERM as a descriptor, so that a run cleans up behind itself before it ends.
+fn stop_signals() -> nix::Result<SignalFd> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block()?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)
 }
 
 fn addition(text: &str) -> Result<Addition, String> {
