@@ -23,7 +23,7 @@ pub struct Probe {
     pub api_version: i32,
     /// Names of required KVM capabilities that the host lacks; empty on a good host.
     pub missing_capabilities: Vec<String>,
-    /// Most vCPUs that KVM recommends for one machine.
+    /// Most vCPUs of one machine here: what KVM recommends, and one on software KVM.
     pub vcpus_max: u32,
 }
 
@@ -39,6 +39,9 @@ pub struct Mark {
 /// Figures of a running machine; none depends on the speed of the host but the marks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
+    /// vCPUs that the machine has. Software KVM gives one, whatever the spec asked for.
+    #[serde(default)]
+    pub vcpus: u8,
     /// Moments of the boot, in order.
     pub marks: Vec<Mark>,
     /// VM exits by reason (`io_in 0x64`-like detail is not kept: `io_in`, `io_out`, `mmio_read`, `mmio_write`, `halt`, ...) from the start until now.

@@ -1,0 +1,335 @@
+//! From a spec to a running machine, phase by phase.
+//!
+//! ```text
+//! spec ─> Claimed ─> KvmReady ─> Planned ─> Loaded ─> Assembled ─> Machine
+//!         descriptors  vCPUs,     kernel's   memory    devices     threads
+//!         are ours     kind       head read  is full   on the bus  run
+//! ```
+//! Each phase consumes the one before. None needs an undo of its own: all that a phase acquires is owned by the value it returns, and ends with it.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use vmm_boot::{
+    BootImage, BootInput, CommandLine, DeviceSlot, KERNEL_HEAD_LEN, KernelImage, MemoryLayout, PlanError, SLOTS_MAX,
+    device_slot,
+};
+use vmm_control::{BootFailure, Flavour, KvmKind, MachineSpec, SpecError};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_virtio::{ConsoleTail, MmioTransport, VirtioDevice, mmio::QUEUE_NOTIFY_OFFSET};
+
+use crate::{
+    bus::Bus,
+    devices::{DeviceError, DeviceFiles},
+    event,
+    exits::Exits,
+    kvm::{Host, KvmError, Vcpu, Vm},
+    machine::Machine,
+    marks::Marks,
+    memory::{Memory, MemoryError},
+    ports::Ports,
+    probe,
+    process::chain,
+    sys::{self, ClaimError, Inherited},
+    vcpu::VcpuThread,
+};
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The spec contradicts itself.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A descriptor is not what the spec says.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// KVM said no.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// No kernel for this kind of host.
+    #[error(
+        "this host's KVM is {host:?}, and the spec has no kernel of flavour {needed:?}: install share/kata-rs/vmlinux-{file}"
+    )]
+    NoKernel {
+        /// What the host is.
+        host: KvmKind,
+        /// What it needs.
+        needed: Flavour,
+        /// The same, as part of the file's name.
+        file: &'static str,
+    },
+    /// The kernel file could not be read.
+    #[error("the {0} kernel could not be read: is it a regular file, open for reading?")]
+    KernelFile(&'static str, #[source] io::Error),
+    /// The kernel does not fit the machine, or is damaged.
+    #[error("the {0} kernel cannot be started")]
+    Plan(&'static str, #[source] PlanError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// More devices than places.
+    #[error("the machine has {0} devices, {SLOTS_MAX} fit: use fewer disks or shares")]
+    TooManyDevices(usize),
+    /// A device could not be built.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// No thread, descriptor or random bytes to be had.
+    #[error("{0} failed: are the limits of the pod's cgroup or of open files too low?")]
+    Resources(&'static str, #[source] io::Error),
+}
+
+impl BootError {
+    /// For the launcher: the step, and the whole chain in one line.
+    pub fn failure(&self) -> BootFailure {
+        let step = match self {
+            Self::Spec(_) | Self::Claim(_) => "spec",
+            Self::Kvm(_) => "kvm",
+            Self::NoKernel { .. } | Self::KernelFile(..) | Self::Plan(..) => "kernel",
+            Self::Memory(_) => "memory",
+            Self::TooManyDevices(_) | Self::Device(_) => "devices",
+            Self::Resources(..) => "vcpus",
+        };
+        BootFailure { step: step.to_owned(), message: chain(self) }
+    }
+}
+
+/// Builds and starts the machine of `spec`.
+pub fn boot(spec: &MachineSpec, inherited: Inherited, marks: Marks) -> Result<Machine, BootError> {
+    let exits = Exits::default();
+    let planned = Claimed::new(spec, inherited)?.open_kvm(spec, &marks)?.plan(spec)?;
+    let assembled = planned.load(&marks)?.assemble(spec, &marks, &exits)?;
+    assembled.start(marks, exits)
+}
+
+fn flavour_for(kind: KvmKind) -> Flavour {
+    match kind {
+        KvmKind::Hardware => Flavour::Hw,
+        KvmKind::Pvm => Flavour::Pvm,
+    }
+}
+
+fn flavour_name(flavour: Flavour) -> &'static str {
+    match flavour {
+        Flavour::Hw => "hw",
+        Flavour::Pvm => "pvm",
+    }
+}
+
+/// Every descriptor of the spec is ours, and no other is open.
+struct Claimed {
+    kvm: OwnedFd,
+    kernels: Vec<(Flavour, File)>,
+    devices: DeviceFiles,
+}
+
+impl Claimed {
+    fn new(spec: &MachineSpec, mut inherited: Inherited) -> Result<Self, BootError> {
+        spec.check()?;
+        let kvm = inherited.claim(spec.kvm, "kvm device")?;
+        let mut kernels = Vec::new();
+        for kernel in &spec.kernels {
+            let name = format!("{} kernel", flavour_name(kernel.flavour));
+            kernels.push((kernel.flavour, inherited.claim(kernel.file, &name)?.into()));
+        }
+        let devices = DeviceFiles::claim(spec, &mut inherited)?;
+        inherited.close_others();
+        Ok(Self { kvm, kernels, devices })
+    }
+
+    fn open_kvm(self, spec: &MachineSpec, marks: &Marks) -> Result<KvmReady, BootError> {
+        let vm = Vm::new(Host::new(self.kvm)?)?;
+        let first = vm.vcpu(0)?;
+        let kind = first.kind()?;
+        let count = spec.vcpus.min(probe::vcpus_max(kind, usize::from(spec.vcpus)));
+        if count < spec.vcpus {
+            log::warn!("software KVM runs one vCPU a machine: {} asked for, 1 given", spec.vcpus);
+        }
+        let mut vcpus = vec![first];
+        for index in 1..count {
+            vcpus.push(vm.vcpu(index)?);
+        }
+        vcpus.iter().try_for_each(|vcpu| vcpu.set_cpuid(&vm, count))?;
+        let flavour = flavour_for(kind);
+        let kernel = self.kernels.into_iter().find(|(of, _)| *of == flavour).map(|(_, file)| file);
+        let absent = BootError::NoKernel { host: kind, needed: flavour, file: flavour_name(flavour) };
+        marks.note("kvm ready");
+        Ok(KvmReady { vm, vcpus, kind, flavour, kernel: kernel.ok_or(absent)?, devices: self.devices })
+    }
+}
+
+/// KVM has a machine without memory; the kernel for it is chosen.
+struct KvmReady {
+    vm: Vm,
+    vcpus: Vec<Vcpu>,
+    kind: KvmKind,
+    flavour: Flavour,
+    kernel: File,
+    devices: DeviceFiles,
+}
+
+impl KvmReady {
+    fn plan(self, spec: &MachineSpec) -> Result<Planned, BootError> {
+        let name = flavour_name(self.flavour);
+        let count = self.devices.count();
+        let slots: Vec<_> = (0..count).map_while(device_slot).collect();
+        if slots.len() < count {
+            return Err(BootError::TooManyDevices(count));
+        }
+        let kernel = read_kernel_head(&self.kernel).map_err(|error| BootError::KernelFile(name, error))?;
+        let image = KernelImage::parse(&kernel.0, kernel.1).map_err(|error| BootError::Plan(name, error.into()))?;
+        let layout = MemoryLayout::new(u64::from(spec.memory_mib) << 20);
+        let command_line =
+            command_line(spec, &slots).map_err(|error| BootError::Plan(name, PlanError::CommandLine(error)))?;
+        let input = BootInput {
+            memory: &layout,
+            vcpus: u8::try_from(self.vcpus.len()).expect("at most VCPUS_MAX"),
+            kernel: &image,
+            command_line: &command_line,
+            initrd_len: None,
+            seed: &random_seed()?,
+        };
+        let image = BootImage::plan(&input).map_err(|error| BootError::Plan(name, error))?;
+        Ok(Planned { ready: self, layout, image, slots })
+    }
+}
+
+/// The first bytes of the kernel file, and its length. Read at an offset: the file's position may be shared with other machines.
+fn read_kernel_head(file: &File) -> io::Result<(Vec<u8>, u64)> {
+    use std::os::unix::fs::FileExt;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut head = vec![0; KERNEL_HEAD_LEN.min(usize::try_from(metadata.len()).unwrap_or(KERNEL_HEAD_LEN))];
+    file.read_exact_at(&mut head, 0)?;
+    Ok((head, metadata.len()))
+}
+
+fn command_line(spec: &MachineSpec, slots: &[DeviceSlot]) -> Result<String, vmm_boot::CommandLineError> {
+    let mut line = CommandLine::new(!spec.disks.is_empty());
+    slots.iter().for_each(|slot| line.device(*slot));
+    line.extra(&spec.extra_cmdline)?;
+    line.finish()
+}
+
+fn random_seed() -> Result<[u8; 32], BootError> {
+    let mut seed = [0; 32];
+    let read = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
+    // Up to 256 bytes come whole (getrandom(2)).
+    read.map(|_| seed).map_err(|error| BootError::Resources("getrandom", error.into()))
+}
+
+/// It is decided what goes where.
+struct Planned {
+    ready: KvmReady,
+    layout: MemoryLayout,
+    image: BootImage,
+    slots: Vec<DeviceSlot>,
+}
+
+impl Planned {
+    fn load(self, marks: &Marks) -> Result<Loaded, BootError> {
+        let memory = Memory::new(self.layout)?;
+        self.ready.vm.set_memory(memory.mapped())?;
+        marks.note("memory ready");
+        memory.load(&self.image, &self.ready.kernel)?;
+        self.ready.vcpus[0].set_boot_state(&self.image.cpu)?;
+        marks.note("kernel loaded");
+        let kernel_bytes = self.image.kernel.iter().map(|copy| copy.len).sum();
+        Ok(Loaded { ready: self.ready, memory, slots: self.slots, kernel_bytes })
+    }
+}
+
+/// Memory holds all that the kernel needs to start.
+struct Loaded {
+    ready: KvmReady,
+    memory: Memory,
+    slots: Vec<DeviceSlot>,
+    kernel_bytes: u64,
+}
+
+impl Loaded {
+    fn assemble(self, spec: &MachineSpec, marks: &Marks, exits: &Exits) -> Result<Assembled, BootError> {
+        let KvmReady { vm, vcpus, kind, flavour, devices, .. } = self.ready;
+        let tail = Arc::new(ConsoleTail::new());
+        let early = devices.early_console().map_err(|error| BootError::Resources("dup", error))?;
+        let devices = devices.build(spec, tail.clone())?;
+        let _ = exits;
+        let mut transports = Vec::new();
+        for (device, slot) in devices.list.into_iter().zip(&self.slots) {
+            transports.push(connect(&vm, &self.memory, device, *slot)?);
+        }
+        let (sender, events) = event::queue().map_err(|error| BootError::Resources("eventfd", error))?;
+        let bus = Arc::new(Bus::new(Ports::new(early, tail), transports, marks.clone(), sender.clone()));
+        marks.note("devices ready");
+        Ok(Assembled {
+            vm,
+            vcpus,
+            kind: (kind, flavour),
+            memory: self.memory,
+            bus,
+            sender,
+            events,
+            disks: devices.disk_bytes_read,
+            kernel_bytes: self.kernel_bytes,
+        })
+    }
+}
+
+/// Puts a device behind its registers, its interrupt line and its notifications.
+fn connect(
+    vm: &Vm,
+    memory: &Memory,
+    device: Box<dyn VirtioDevice>,
+    slot: DeviceSlot,
+) -> Result<MmioTransport, BootError> {
+    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|error| BootError::Resources("eventfd", error))?;
+    vm.connect_interrupt(&interrupt, slot.line)?;
+    let transport = MmioTransport::new(device, memory.mapped().clone(), interrupt)
+        .map_err(|error| BootError::Resources("eventfd", error))?;
+    for (queue, event) in (0u32..).zip(transport.notify_eventfds()) {
+        vm.connect_notification(event, slot.address + QUEUE_NOTIFY_OFFSET, queue)?;
+    }
+    Ok(transport)
+}
+
+/// Everything is there but the threads of the vCPUs.
+struct Assembled {
+    vm: Vm,
+    vcpus: Vec<Vcpu>,
+    kind: (KvmKind, Flavour),
+    memory: Memory,
+    bus: Arc<Bus>,
+    sender: event::EventSender,
+    events: event::EventReceiver,
+    disks: Vec<Arc<AtomicU64>>,
+    kernel_bytes: u64,
+}
+
+impl Assembled {
+    fn start(self, marks: Marks, exits: Exits) -> Result<Machine, BootError> {
+        sys::install_kick().map_err(|error| BootError::Resources("sigaction", error))?;
+        marks.note("vcpus run");
+        let mut vcpus = Vec::new();
+        for vcpu in self.vcpus {
+            let thread = VcpuThread::start(vcpu, self.bus.clone(), exits.add_vcpu(), self.sender.clone());
+            vcpus.push(thread.map_err(|error| BootError::Resources("a vCPU thread", error))?);
+        }
+        Ok(Machine {
+            kind: self.kind,
+            vcpus,
+            bus: self.bus,
+            events: self.events,
+            memory: self.memory,
+            vm: self.vm,
+            marks,
+            exits,
+            kernel_bytes: self.kernel_bytes,
+            disks: self.disks,
+        })
+    }
+}

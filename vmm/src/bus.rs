@@ -1,0 +1,91 @@
+//! Where a guest's access to a port or a device register ends up.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use vmm_boot::{MMIO_SLOT_LEN, MMIO_START};
+use vmm_virtio::{MmioTransport, TransportEvent};
+
+use crate::{
+    event::{Event, EventSender},
+    marks::Marks,
+    ports::{PortEvent, Ports},
+};
+
+/// Ports and device registers of one machine, shared by its vCPUs.
+pub struct Bus {
+    ports: Mutex<Ports>,
+    slots: Vec<Mutex<MmioTransport>>,
+    marks: Marks,
+    events: EventSender,
+}
+
+impl Bus {
+    /// The devices lie in slots in this order.
+    pub fn new(ports: Ports, devices: Vec<MmioTransport>, marks: Marks, events: EventSender) -> Self {
+        let slots = devices.into_iter().map(Mutex::new).collect();
+        Self { ports: Mutex::new(ports), slots, marks, events }
+    }
+
+    /// A port is read.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        lock(&self.ports).read(port, data);
+    }
+
+    /// A port is written.
+    pub fn port_write(&self, port: u16, data: &[u8]) -> Option<PortEvent> {
+        lock(&self.ports).write(port, data)
+    }
+
+    /// An address without memory is read. Where no device is, all bits are one, as on a bus that nobody drives.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        match self.slot(address) {
+            Some((slot, offset)) => lock(slot).read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// An address without memory is written. Where no device is, nothing happens.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+        let Some((slot, offset)) = self.slot(address) else { return };
+        let mut transport = lock(slot);
+        let event = transport.write(offset, data);
+        let Some(event) = event else { return };
+        let device = transport.device_traits().name.clone();
+        drop(transport);
+        match event {
+            TransportEvent::DriverOk => self.marks.note(&format!("{device} driver ok")),
+            TransportEvent::Reset => {}
+            TransportEvent::Failed => self.events.send(Event::DeviceLost {
+                device,
+                message: "it could not start, or the guest's driver gave up on it: see the lines before".to_owned(),
+            }),
+        }
+    }
+
+    fn slot(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {
+        let from_start = address.checked_sub(MMIO_START)?;
+        let slot = self.slots.get(usize::try_from(from_start / MMIO_SLOT_LEN).ok()?)?;
+        Some((slot, from_start % MMIO_SLOT_LEN))
+    }
+
+    /// Stops all devices, and brings out what the guest wrote last. On a thread of its own, since a device may wait for its server;
+    /// the returned channel tells when all are stopped.
+    pub fn stop(self: Arc<Self>) -> io::Result<std::sync::mpsc::Receiver<()>> {
+        let (done, stopped) = std::sync::mpsc::channel();
+        std::thread::Builder::new().name("stop".to_owned()).spawn(move || {
+            lock(&self.ports).flush();
+            self.slots.iter().for_each(|slot| drop(lock(slot).stop()));
+            // Nobody may be waiting any more.
+            let _ = done.send(());
+        })?;
+        Ok(stopped)
+    }
+}
+
+/// A panic ends the process (`panic = abort`), so that no lock is ever poisoned.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

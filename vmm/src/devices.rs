@@ -1,0 +1,95 @@
+//! The machine's devices, in the order in which the guest finds them.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use vmm_control::{DiskSpec, MachineSpec};
+use vmm_virtio::{Block, Console, ConsoleTail, FileBackend, Rng, VirtioDevice};
+
+use crate::sys::{ClaimError, Inherited};
+
+/// A device could not be built.
+#[derive(Debug, thiserror::Error)]
+#[error("device {device} could not be built: is its descriptor of the right kind?")]
+pub struct DeviceError {
+    device: String,
+    #[source]
+    source: io::Error,
+}
+
+/// What the devices are made from.
+pub struct DeviceFiles {
+    disks: Vec<OwnedFd>,
+    hybrid: OwnedFd,
+    calls: Vec<(u32, OwnedFd)>,
+    shares: Vec<OwnedFd>,
+    console: OwnedFd,
+}
+
+/// The devices, and what is kept of them for the machine.
+pub struct Devices {
+    /// Disks first: the guest names them in this order, and waits for the first.
+    pub list: Vec<Box<dyn VirtioDevice>>,
+    /// Bytes read from each disk.
+    pub disk_bytes_read: Vec<Arc<AtomicU64>>,
+}
+
+impl DeviceFiles {
+    /// Takes every descriptor that the spec names for a device.
+    pub fn claim(spec: &MachineSpec, inherited: &mut Inherited) -> Result<Self, ClaimError> {
+        let mut disks = Vec::new();
+        for disk in &spec.disks {
+            disks.push(inherited.claim(disk.file, &format!("disk {}", disk.serial))?);
+        }
+        let hybrid = inherited.claim(spec.vsock.hybrid, "vsock listener")?;
+        let mut calls = Vec::new();
+        for call in &spec.vsock.calls {
+            calls.push((call.port, inherited.claim(call.stream, &format!("vsock call to port {}", call.port))?));
+        }
+        let mut shares = Vec::new();
+        for share in &spec.shares {
+            shares.push(inherited.claim(share.socket, &format!("share {}", share.tag))?);
+        }
+        Ok(Self { disks, hybrid, calls, shares, console: inherited.claim(spec.console.output, "console output")? })
+    }
+
+    /// How many devices they become.
+    pub fn count(&self) -> usize {
+        // The console and random numbers are always there.
+        self.disks.len() + 2
+    }
+
+    /// The console's output once more, for the early console.
+    pub fn early_console(&self) -> io::Result<OwnedFd> {
+        self.console.try_clone()
+    }
+
+    /// Builds the devices.
+    pub fn build(self, spec: &MachineSpec, tail: Arc<ConsoleTail>) -> Result<Devices, DeviceError> {
+        let mut list: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        let mut disk_bytes_read = Vec::new();
+        for ((index, disk), file) in spec.disks.iter().enumerate().zip(self.disks) {
+            let disk = block(index, disk, file.into())?;
+            disk_bytes_read.push(disk.bytes_read());
+            list.push(Box::new(disk));
+        }
+        let console = Console::new(Some(self.console), tail).map_err(|source| failed("console", source))?;
+        list.push(Box::new(console));
+        list.push(Box::new(Rng::new()));
+        Ok(Devices { list, disk_bytes_read })
+    }
+}
+
+fn block(index: usize, spec: &DiskSpec, file: File) -> Result<Block, DeviceError> {
+    let name = format!("blk{index}");
+    let backend = FileBackend::new(file, spec.read_only).map_err(|source| failed(&name, source))?;
+    Ok(Block::new(&name, Box::new(backend), spec.read_only, &spec.serial))
+}
+
+fn failed(device: &str, source: io::Error) -> DeviceError {
+    DeviceError { device: device.to_owned(), source }
+}

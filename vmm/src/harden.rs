@@ -1,0 +1,39 @@
+//! What the process gives up before it reads its first message.
+//!
+//! Namespaces, an empty root, another user and the system call filters are the jail's work; these three cost three
+//! system calls and hold without it.
+
+use rustix::{
+    process::{DumpableBehavior, Signal, getppid, set_dumpable_behavior, set_parent_process_death_signal},
+    thread::set_no_new_privs,
+};
+
+/// Why the process could not give something up.
+#[derive(Debug, thiserror::Error)]
+pub enum HardenError {
+    /// A prctl failed.
+    #[error("the process could not be hardened: {operation} failed: is a foreign system call filter in force?")]
+    Prctl {
+        /// Which one.
+        operation: &'static str,
+        /// From the kernel.
+        #[source]
+        source: rustix::io::Errno,
+    },
+    /// The parent died before it could be tied to us.
+    #[error("the launcher is gone already")]
+    Orphan,
+}
+
+/// No new privileges by exec, no core dump or ptrace by the same user, and death with the parent.
+///
+/// The kernel watches the parent's *thread*: a launcher spawns us from one that lives as long as the machine. The control socket
+/// tells of its end as well, so this is the second line.
+pub fn process() -> Result<(), HardenError> {
+    let failed = |operation| move |source| HardenError::Prctl { operation, source };
+    set_no_new_privs(true).map_err(failed("PR_SET_NO_NEW_PRIVS"))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("PR_SET_DUMPABLE"))?;
+    let parent = getppid();
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed("PR_SET_PDEATHSIG"))?;
+    if getppid() == parent { Ok(()) } else { Err(HardenError::Orphan) }
+}
