@@ -1,1 +1,44 @@
-//! To be written.
+//! The containerd shim of kata-rs: what containerd says on one side, a [`pod::Pod`] on the other.
+//!
+//! This crate enforces two rules: nothing of containerd's vocabulary leaves it, and it holds no unsafe code.
+//!
+//! # One binary, three lives
+//! ```text
+//! containerd ── shim start ──> [start]   finds or binds the pod's socket, spawns the daemon, prints the address, ends
+//!                                 └────> [daemon]  one per pod: serves Task, publishes events, copies stdio, owns the machine
+//! containerd ── shim delete ─> [delete]  after the daemon is gone: undoes what is left, from the pod's record
+//! ```
+//! # A request's way through the daemon
+//! ```text
+//! ttrpc ─> task (parse) ─> containers (table, lifecycle) ─> machine ─> PodFront ─> pod
+//!                               ├─> publisher ─> containerd's events service
+//!                               └─> stdio (fifo <-> stream)
+//! ```
+//! A request that changes something runs in a task of its own: containerd may hang up in the middle (it restarts), and a
+//! half-made container would be nobody's.
+//!
+//! # Invariants
+//! - Sockets have paths below a folder of mode 0700; none is abstract (CVE-2020-15257).
+//! - Of a process, `TaskStart` is published before `TaskExit`, and `TaskExit` exactly once: [`lifecycle`].
+//! - An event leaves the queue when containerd has it, not before: [`publisher`].
+//! - A byte of stdio is never held in this process: [`stdio::transfer`].
+#![forbid(unsafe_code)]
+
+pub mod arguments;
+pub mod bootstrap;
+pub mod bundle;
+pub mod containers;
+pub mod daemon;
+pub mod delete;
+pub mod events;
+pub mod group;
+pub mod lifecycle;
+pub mod logfile;
+pub mod machine;
+pub mod metrics;
+pub mod publisher;
+pub mod refusal;
+pub mod start;
+pub mod stdio;
+pub mod task;
+pub mod timestamp;

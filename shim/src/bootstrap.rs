@@ -1,0 +1,174 @@
+//! The words between containerd and `shim start`, which changed with containerd's versions.
+//!
+//! | containerd | standard input | answers it takes |
+//! |---|---|---|
+//! | 1.6 | protobuf `Any` with runtime options, or nothing | the plain address |
+//! | 1.7 to 2.2 | the same | the plain address, or JSON |
+//! | 2.3 and later | protobuf `BootstrapParams` | protobuf, JSON, or the plain address |
+//!
+//! What cannot be parsed is no reason to fail: the flags say enough. The answer mirrors what was asked.
+
+use std::io::{self, Read, Write};
+
+use containerd_shim_protos::{
+    bootstrap_api::{BootstrapParams, BootstrapResult},
+    types::introspection::{RuntimeInfo, RuntimeVersion},
+};
+use protobuf::Message;
+
+use crate::arguments::Arguments;
+
+/// Longest standard input that is read; options are a few kilobytes.
+pub const INPUT_LEN_MAX: u64 = 1 << 20;
+/// Version of the shim protocol in which the reply became a structure.
+const STRUCTURED_REPLY_VERSION: u32 = 3;
+
+/// How the caller wants to be told the address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// The address alone.
+    Plain,
+    /// An object with version, address and protocol.
+    Json,
+    /// `BootstrapResult`.
+    Protobuf,
+}
+
+/// What `start` was told, in whichever way.
+#[derive(Debug)]
+pub struct Bootstrap {
+    /// The flags, completed by what came on standard input.
+    pub arguments: Arguments,
+    /// Where containerd takes events, if standard input said so.
+    pub ttrpc_address: Option<String>,
+    /// How to answer.
+    pub reply: Reply,
+}
+
+impl Bootstrap {
+    /// Completes the flags with `input` and with the variable MAX_SHIM_VERSION. Pure.
+    pub fn new(mut arguments: Arguments, input: &[u8], max_version: Option<&str>) -> Self {
+        let Some(params) = params(&arguments, input) else {
+            let version = max_version.and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
+            let reply = if version >= STRUCTURED_REPLY_VERSION { Reply::Json } else { Reply::Plain };
+            return Self { arguments, ttrpc_address: None, reply };
+        };
+        for (field, value) in [
+            (&mut arguments.id, params.instance_id),
+            (&mut arguments.namespace, params.namespace),
+            (&mut arguments.address, params.containerd_grpc_address),
+            (&mut arguments.publish_binary, params.containerd_binary),
+        ] {
+            if field.is_empty() {
+                *field = value;
+            }
+        }
+        let ttrpc_address = Some(params.containerd_ttrpc_address).filter(|address| !address.is_empty());
+        Self { arguments, ttrpc_address, reply: Reply::Protobuf }
+    }
+
+    /// The bytes of the answer.
+    pub fn answer(&self, address: &str) -> Vec<u8> {
+        match self.reply {
+            Reply::Plain => address.as_bytes().to_vec(),
+            Reply::Json => {
+                serde_json::json!({ "version": STRUCTURED_REPLY_VERSION, "address": address, "protocol": "ttrpc" })
+                    .to_string()
+                    .into_bytes()
+            }
+            Reply::Protobuf => {
+                let result = BootstrapResult {
+                    version: STRUCTURED_REPLY_VERSION.cast_signed(),
+                    address: address.to_owned(),
+                    protocol: "ttrpc".to_owned(),
+                    ..BootstrapResult::default()
+                };
+                result.write_to_bytes().unwrap_or_else(|_| address.as_bytes().to_vec())
+            }
+        }
+    }
+}
+
+// `Any` and `BootstrapParams` share their first field's number and type, so only its value tells them apart:
+// the id that the flags have too, or, without flags, an id in a namespace.
+fn params(arguments: &Arguments, input: &[u8]) -> Option<BootstrapParams> {
+    let params = BootstrapParams::parse_from_bytes(input).ok().filter(|params| !params.instance_id.is_empty())?;
+    let named_by_flags = params.instance_id == arguments.id;
+    let named_here = arguments.id.is_empty() && !params.namespace.is_empty();
+    (named_by_flags || named_here).then_some(params)
+}
+
+/// Reads standard input to its end, or to [`INPUT_LEN_MAX`]; what cannot be read is taken for nothing.
+pub fn read_input() -> Vec<u8> {
+    let mut input = Vec::new();
+    if io::stdin().lock().take(INPUT_LEN_MAX).read_to_end(&mut input).is_err() {
+        input.clear();
+    }
+    input
+}
+
+/// Answers `-info`: a protobuf `RuntimeInfo`.
+///
+/// # Errors
+/// Standard output is gone.
+pub fn print_info() -> io::Result<()> {
+    let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), ..RuntimeVersion::default() };
+    let info = RuntimeInfo {
+        name: "io.containerd.kata-rs.v2".to_owned(),
+        version: Some(version).into(),
+        ..RuntimeInfo::default()
+    };
+    let bytes = info.write_to_bytes().map_err(io::Error::other)?;
+    io::stdout().lock().write_all(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protobuf::well_known_types::any::Any;
+
+    fn flags(line: &str) -> Arguments {
+        Arguments::parse(line.split_whitespace().map(str::to_owned)).expect("parsed")
+    }
+
+    fn from_1_6(input: &[u8]) -> Bootstrap {
+        Bootstrap::new(flags("-namespace default -id abc start"), input, None)
+    }
+
+    #[test]
+    fn containerd_1_6_gets_the_plain_address_whatever_its_input() {
+        let options = Any { type_url: "runtimeoptions.v1.Options".into(), value: vec![1, 2, 3], ..Any::default() };
+        for input in [&b""[..], b"\xff\xff\xff noise", &options.write_to_bytes().expect("bytes")] {
+            let bootstrap = from_1_6(input);
+            assert_eq!(bootstrap.reply, Reply::Plain, "{input:?}");
+            assert_eq!(bootstrap.answer("unix:///s"), b"unix:///s");
+            assert_eq!(bootstrap.arguments.id, "abc");
+        }
+    }
+
+    #[test]
+    fn a_caller_of_version_3_gets_json() {
+        let bootstrap = Bootstrap::new(flags("-namespace default -id abc start"), b"", Some("3"));
+        let answer: serde_json::Value = serde_json::from_slice(&bootstrap.answer("unix:///s")).expect("json");
+        assert_eq!(answer, serde_json::json!({ "version": 3, "address": "unix:///s", "protocol": "ttrpc" }));
+        assert_eq!(Bootstrap::new(flags("-namespace d -id a start"), b"", Some("2")).reply, Reply::Plain);
+    }
+
+    #[test]
+    fn bootstrap_params_are_answered_in_kind_and_complete_the_flags() {
+        let params = BootstrapParams {
+            instance_id: "abc".into(),
+            namespace: "k8s.io".into(),
+            containerd_ttrpc_address: "/c.ttrpc".into(),
+            ..BootstrapParams::default()
+        };
+        let input = params.write_to_bytes().expect("bytes");
+        for line in ["-namespace k8s.io -id abc start", "start"] {
+            let bootstrap = Bootstrap::new(flags(line), &input, Some("3"));
+            assert_eq!(bootstrap.arguments.namespace, "k8s.io");
+            assert_eq!(bootstrap.ttrpc_address.as_deref(), Some("/c.ttrpc"));
+            let result = BootstrapResult::parse_from_bytes(&bootstrap.answer("unix:///s")).expect("protobuf");
+            assert_eq!((result.version, result.address.as_str()), (3, "unix:///s"));
+        }
+    }
+}

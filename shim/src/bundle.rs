@@ -1,0 +1,110 @@
+//! A bundle's config.json: the folder containerd makes for each container.
+
+use std::{
+    collections::HashMap,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::Spec;
+use pod::ErrorKind;
+
+use crate::refusal::Refusal;
+
+/// Largest config.json that is read; Kubernetes' own objects end at 1.5 MiB, and a spec is made from one.
+pub const CONFIG_LEN_MAX: u64 = 4 << 20;
+
+/// Annotation with which CRI names the pod that a container belongs to.
+pub const SANDBOX_ID_ANNOTATION: &str = "io.kubernetes.cri.sandbox-id";
+
+#[derive(serde::Deserialize)]
+struct Annotated {
+    #[serde(default)]
+    annotations: Option<HashMap<String, String>>,
+}
+
+/// The pod that the bundle's container belongs to, if it says so. A broken file says nothing here; `Create` reports it.
+pub fn sandbox_id(bundle: &Path) -> Option<String> {
+    let bytes = read(bundle).ok()?;
+    let annotated: Annotated = serde_json::from_slice(&bytes).ok()?;
+    annotated.annotations?.remove(SANDBOX_ID_ANNOTATION).filter(|id| !id.is_empty())
+}
+
+/// The bundle's container as OCI describes it.
+///
+/// # Errors
+/// The file is missing, too large or broken: an invalid argument, which names file and place.
+pub fn spec(bundle: &Path) -> Result<Spec, Refusal> {
+    let path = config_path(bundle);
+    let bytes = read(bundle).map_err(|error| {
+        Refusal::new(
+            ErrorKind::InvalidArgument,
+            format!("cannot read {}: {error}; is this the bundle that containerd made?", path.display()),
+        )
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Refusal::new(
+            ErrorKind::InvalidArgument,
+            format!(
+                "{} is not an OCI runtime configuration: {error}; correct it or make the container again",
+                path.display()
+            ),
+        )
+    })
+}
+
+fn config_path(bundle: &Path) -> PathBuf {
+    bundle.join("config.json")
+}
+
+fn read(bundle: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(config_path(bundle))?.take(CONFIG_LEN_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > CONFIG_LEN_MAX {
+        return Err(std::io::Error::other(format!("the file is larger than {CONFIG_LEN_MAX} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle_with(config: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("folder");
+        std::fs::write(dir.path().join("config.json"), config).expect("written");
+        dir
+    }
+
+    #[test]
+    fn a_container_of_a_kubernetes_pod_names_it() {
+        let bundle = bundle_with(r#"{"ociVersion":"1.0.2","annotations":{"io.kubernetes.cri.sandbox-id":"pod1"}}"#);
+        assert_eq!(sandbox_id(bundle.path()).as_deref(), Some("pod1"));
+    }
+
+    #[test]
+    fn a_container_by_itself_names_no_pod() {
+        assert_eq!(sandbox_id(bundle_with(r#"{"ociVersion":"1.0.2"}"#).path()), None);
+        assert_eq!(sandbox_id(bundle_with("{ broken").path()), None);
+        assert_eq!(sandbox_id(Path::new("/nowhere")), None);
+    }
+
+    #[test]
+    fn a_broken_configuration_is_an_invalid_argument_with_its_place() {
+        let bundle = bundle_with("{\"ociVersion\":\n [1}");
+        let refusal = spec(bundle.path()).expect_err("refused");
+        assert_eq!(refusal.kind, ErrorKind::InvalidArgument);
+        assert!(refusal.message.contains("config.json") && refusal.message.contains("line 2"), "{}", refusal.message);
+    }
+
+    #[test]
+    fn a_missing_configuration_is_an_invalid_argument() {
+        assert_eq!(spec(Path::new("/nowhere")).expect_err("refused").kind, ErrorKind::InvalidArgument);
+    }
+
+    #[test]
+    fn an_endless_configuration_is_not_read() {
+        let bundle = bundle_with(&" ".repeat(CONFIG_LEN_MAX as usize + 1));
+        assert!(spec(bundle.path()).expect_err("refused").message.contains("larger"));
+    }
+}

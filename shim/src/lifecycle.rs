@@ -1,0 +1,245 @@
+//! The life of one process (a container's first, or an exec) as containerd sees it. Pure: no clock, no task, no pod.
+//!
+//! ```text
+//!             request_start        started
+//!   Created ────────────────> Starting ────> Running <──> Paused
+//!      │  ^                      │  │           │            │
+//!      │  └─────── start_failed ─┘  └─ ended ───┴─── ended ──┤
+//!      └───────────────────── ended ──────────────────────> Stopped
+//! ```
+//! A process can end before the answer to its start has come back. Then its exit is kept, and told right after the start:
+//! containerd hears `TaskStart` before `TaskExit`, and `TaskExit` exactly once. [`Announcement`]s come out in the order to publish.
+
+use pod::{ErrorKind, Exit};
+
+use crate::refusal::Refusal;
+
+/// Where a process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Made; waits for its start.
+    Created,
+    /// Start was asked and not yet answered.
+    Starting,
+    /// Runs.
+    Running,
+    /// Frozen with its container.
+    Paused,
+    /// Over.
+    Stopped,
+}
+
+/// What containerd must hear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Announcement {
+    /// It runs now.
+    Started,
+    /// The kernel in the machine killed it for want of memory.
+    OutOfMemory,
+    /// It is over.
+    Exited(Exit),
+}
+
+/// One process's life.
+#[derive(Debug)]
+pub struct Lifecycle {
+    phase: Phase,
+    exit: Option<Exit>,
+    told: bool,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self { phase: Phase::Created, exit: None, told: false }
+    }
+}
+
+impl Lifecycle {
+    /// Where it is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// How it ended, if it did.
+    pub fn exit(&self) -> Option<Exit> {
+        self.exit
+    }
+
+    /// Start is asked.
+    ///
+    /// # Errors
+    /// It was started before.
+    pub fn request_start(&mut self) -> Result<(), Refusal> {
+        match self.phase {
+            Phase::Created => {
+                self.phase = Phase::Starting;
+                Ok(())
+            }
+            Phase::Stopped => Err(refuse("cannot start a process that has ended; delete it and make it again")),
+            _ => Err(refuse("the process has been started already")),
+        }
+    }
+
+    /// Start is answered: it runs (and may have ended since).
+    pub fn started(&mut self) -> Vec<Announcement> {
+        let mut news = Vec::new();
+        if self.phase == Phase::Starting {
+            self.phase = Phase::Running;
+            news.push(Announcement::Started);
+            news.extend(self.tell_exit());
+        }
+        news
+    }
+
+    /// Start is answered: it does not run.
+    pub fn start_failed(&mut self) -> Vec<Announcement> {
+        if self.phase == Phase::Starting {
+            self.phase = Phase::Created;
+        }
+        self.tell_exit()
+    }
+
+    /// It has ended. Only the first end counts.
+    pub fn ended(&mut self, exit: Exit) -> Vec<Announcement> {
+        self.exit.get_or_insert(exit);
+        if self.phase == Phase::Starting { Vec::new() } else { self.tell_exit() }
+    }
+
+    /// Its container is frozen.
+    pub fn paused(&mut self) {
+        if self.phase == Phase::Running {
+            self.phase = Phase::Paused;
+        }
+    }
+
+    /// Its container is thawed.
+    pub fn resumed(&mut self) {
+        if self.phase == Phase::Paused {
+            self.phase = Phase::Running;
+        }
+    }
+
+    /// Whether it may be deleted now.
+    ///
+    /// # Errors
+    /// It runs.
+    pub fn check_delete(&self) -> Result<(), Refusal> {
+        match self.phase {
+            Phase::Created | Phase::Stopped => Ok(()),
+            _ => Err(refuse("cannot delete a process that runs; kill it first")),
+        }
+    }
+
+    /// Whether it may get a signal now.
+    ///
+    /// # Errors
+    /// It has ended: not found, which is what containerd and the kubelet expect.
+    pub fn check_signal(&self) -> Result<(), Refusal> {
+        match self.exit {
+            None => Ok(()),
+            Some(_) => Err(Refusal::new(ErrorKind::NotFound, "process already finished")),
+        }
+    }
+
+    fn tell_exit(&mut self) -> Vec<Announcement> {
+        let Some(exit) = self.exit else { return Vec::new() };
+        self.phase = Phase::Stopped;
+        if std::mem::replace(&mut self.told, true) {
+            return Vec::new();
+        }
+        exit.oom_killed.then_some(Announcement::OutOfMemory).into_iter().chain([Announcement::Exited(exit)]).collect()
+    }
+}
+
+fn refuse(sentence: &str) -> Refusal {
+    Refusal::new(ErrorKind::FailedPrecondition, sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::UNIX_EPOCH;
+
+    fn exit(status: u32) -> Exit {
+        Exit { status, at: UNIX_EPOCH, oom_killed: false }
+    }
+
+    #[test]
+    fn a_process_that_ends_before_its_start_is_answered_is_told_in_order() {
+        let mut life = Lifecycle::default();
+        life.request_start().expect("asked");
+        assert_eq!(life.ended(exit(3)), []);
+        assert_eq!(life.started(), [Announcement::Started, Announcement::Exited(exit(3))]);
+        assert_eq!(life.phase(), Phase::Stopped);
+    }
+
+    #[test]
+    fn a_failed_start_leaves_a_process_that_can_be_deleted() {
+        let mut life = Lifecycle::default();
+        life.request_start().expect("asked");
+        assert!(life.check_delete().is_err());
+        assert_eq!(life.start_failed(), []);
+        assert_eq!(life.check_delete(), Ok(()));
+    }
+
+    #[test]
+    fn running_processes_are_not_deleted_and_ended_ones_get_no_signals() {
+        let mut life = Lifecycle::default();
+        life.request_start().expect("asked");
+        let _ = life.started();
+        assert_eq!(life.check_delete().expect_err("refused").kind, ErrorKind::FailedPrecondition);
+        assert_eq!(life.check_signal(), Ok(()));
+        let _ = life.ended(exit(0));
+        assert_eq!(life.check_signal().expect_err("refused").kind, ErrorKind::NotFound);
+        assert_eq!(life.check_delete(), Ok(()));
+    }
+
+    #[test]
+    fn an_oom_kill_is_told_before_the_exit() {
+        let mut life = Lifecycle::default();
+        life.request_start().expect("asked");
+        let _ = life.started();
+        let killed = Exit { oom_killed: true, ..exit(137) };
+        assert_eq!(life.ended(killed), [Announcement::OutOfMemory, Announcement::Exited(killed)]);
+    }
+
+    #[test]
+    fn pausing_is_for_what_runs() {
+        let mut life = Lifecycle::default();
+        life.paused();
+        assert_eq!(life.phase(), Phase::Created);
+        life.request_start().expect("asked");
+        let _ = life.started();
+        life.paused();
+        assert_eq!(life.phase(), Phase::Paused);
+        life.resumed();
+        assert_eq!(life.phase(), Phase::Running);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_exit_is_told_at_most_once_and_never_before_start(steps in prop::collection::vec(0_u8..6, 0..40)) {
+            let mut life = Lifecycle::default();
+            let mut news = Vec::new();
+            for step in steps {
+                match step {
+                    0 => drop(life.request_start()),
+                    1 => news.extend(life.started()),
+                    2 => news.extend(life.start_failed()),
+                    3 => news.extend(life.ended(exit(u32::try_from(news.len()).expect("small")))),
+                    4 => life.paused(),
+                    _ => life.resumed(),
+                }
+            }
+            let exits = news.iter().filter(|item| matches!(item, Announcement::Exited(_))).count();
+            prop_assert!(exits <= 1);
+            let exit_place = news.iter().position(|item| matches!(item, Announcement::Exited(_)));
+            let start_place = news.iter().position(|item| *item == Announcement::Started);
+            if let (Some(exit_place), Some(start_place)) = (exit_place, start_place) {
+                prop_assert!(start_place < exit_place);
+            }
+            prop_assert_eq!(exits == 1, life.phase() == Phase::Stopped);
+        }
+    }
+}

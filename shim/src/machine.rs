@@ -1,0 +1,167 @@
+//! The pod's machine as the daemon holds it: booting since the daemon's start, up, or failed.
+//!
+//! The boot begins before containerd asks for a container, because it takes longer than everything else: the bundle that `start`
+//! runs in already says what machine is needed. `Create` then waits for the rest of it. A machine that is never asked for is stopped
+//! like any other; a boot that is under way then is dropped, and its record undone.
+
+use std::{path::PathBuf, sync::Arc};
+
+use agent_protocol::messages::StatsResponse;
+use async_trait::async_trait;
+use oci_spec::runtime::LinuxResources;
+use pod::{ContainerSpec, ErrorKind, ExecSpec, Exit, Pod, PodError, ProcessId, ProcessStreams};
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::refusal::Refusal;
+
+/// The calls of a pod that this crate makes; the second implementation is the tests'.
+#[async_trait]
+#[expect(missing_docs, reason = "each is the method of pod::Pod with its name")]
+pub trait PodFront: Send + Sync {
+    async fn create_container(&self, container: ContainerSpec) -> Result<(u32, ProcessStreams), PodError>;
+    async fn add_exec(&self, exec: ExecSpec) -> Result<ProcessStreams, PodError>;
+    async fn start(&self, process: &ProcessId) -> Result<u32, PodError>;
+    async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<(), PodError>;
+    async fn wait(&self, process: &ProcessId) -> Result<Exit, PodError>;
+    async fn resize(&self, process: &ProcessId, columns: u16, rows: u16) -> Result<(), PodError>;
+    async fn delete(&self, process: &ProcessId) -> Result<Exit, PodError>;
+    async fn pids(&self, container_id: &str) -> Result<Vec<u32>, PodError>;
+    async fn stats(&self, container_id: &str) -> Result<StatsResponse, PodError>;
+    async fn update(&self, container_id: &str, resources: LinuxResources) -> Result<(), PodError>;
+    async fn pause(&self, container_id: &str) -> Result<(), PodError>;
+    async fn resume(&self, container_id: &str) -> Result<(), PodError>;
+    async fn gone(&self) -> String;
+    async fn stop(&self) -> Result<(), PodError>;
+    fn vmm_pid(&self) -> u32;
+}
+
+#[async_trait]
+impl PodFront for Pod {
+    async fn create_container(&self, container: ContainerSpec) -> Result<(u32, ProcessStreams), PodError> {
+        Self::create_container(self, container).await
+    }
+    async fn add_exec(&self, exec: ExecSpec) -> Result<ProcessStreams, PodError> {
+        Self::add_exec(self, exec).await
+    }
+    async fn start(&self, process: &ProcessId) -> Result<u32, PodError> {
+        Self::start(self, process).await
+    }
+    async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<(), PodError> {
+        Self::signal(self, process, signal, all).await
+    }
+    async fn wait(&self, process: &ProcessId) -> Result<Exit, PodError> {
+        Self::wait(self, process).await
+    }
+    async fn resize(&self, process: &ProcessId, columns: u16, rows: u16) -> Result<(), PodError> {
+        Self::resize(self, process, columns, rows).await
+    }
+    async fn delete(&self, process: &ProcessId) -> Result<Exit, PodError> {
+        Self::delete(self, process).await
+    }
+    async fn pids(&self, container_id: &str) -> Result<Vec<u32>, PodError> {
+        Self::pids(self, container_id).await
+    }
+    async fn stats(&self, container_id: &str) -> Result<StatsResponse, PodError> {
+        Self::stats(self, container_id).await
+    }
+    async fn update(&self, container_id: &str, resources: LinuxResources) -> Result<(), PodError> {
+        Self::update(self, container_id, resources).await
+    }
+    async fn pause(&self, container_id: &str) -> Result<(), PodError> {
+        Self::pause(self, container_id).await
+    }
+    async fn resume(&self, container_id: &str) -> Result<(), PodError> {
+        Self::resume(self, container_id).await
+    }
+    async fn gone(&self) -> String {
+        Self::gone(self).await
+    }
+    async fn stop(&self) -> Result<(), PodError> {
+        Self::stop(self).await
+    }
+    fn vmm_pid(&self) -> u32 {
+        Self::vmm_pid(self)
+    }
+}
+
+#[derive(Clone)]
+enum Boot {
+    UnderWay,
+    Up(Arc<dyn PodFront>),
+    Failed(Refusal),
+}
+
+/// The machine, in whichever state.
+pub struct Machine {
+    boot: watch::Receiver<Boot>,
+    launch: std::sync::Mutex<Option<JoinHandle<()>>>,
+    state_dir: PathBuf,
+}
+
+impl Machine {
+    /// Begins to boot, in the background. `state_dir` is where the boot keeps its record.
+    pub fn boot(
+        launch: impl Future<Output = Result<Arc<dyn PodFront>, Refusal>> + Send + 'static,
+        state_dir: PathBuf,
+    ) -> Self {
+        let (outcome, boot) = watch::channel(Boot::UnderWay);
+        let launch = tokio::spawn(async move {
+            let boot = match launch.await {
+                Ok(pod) => Boot::Up(pod),
+                Err(refusal) => {
+                    log::error!("the pod's machine does not start: {refusal}");
+                    Boot::Failed(refusal)
+                }
+            };
+            outcome.send_replace(boot);
+        });
+        Self { boot, launch: std::sync::Mutex::new(Some(launch)), state_dir }
+    }
+
+    /// The pod, once the machine is up.
+    ///
+    /// # Errors
+    /// Why it is not: the boot's own sentence.
+    pub async fn pod(&self) -> Result<Arc<dyn PodFront>, Refusal> {
+        let mut boot = self.boot.clone();
+        let settled = boot.wait_for(|boot| !matches!(boot, Boot::UnderWay)).await.map(|boot| boot.clone());
+        match settled {
+            Ok(Boot::Up(pod)) => Ok(pod),
+            Ok(Boot::Failed(refusal)) => Err(refusal),
+            Ok(Boot::UnderWay) | Err(_) => {
+                Err(Refusal::new(ErrorKind::Unavailable, "the pod is being stopped; make it again"))
+            }
+        }
+    }
+
+    /// The pid that stands for the pod on the host; 0 while there is none.
+    pub fn pid(&self) -> u32 {
+        match &*self.boot.borrow() {
+            Boot::Up(pod) => pod.vmm_pid(),
+            _ => 0,
+        }
+    }
+
+    /// Stops the machine and undoes what it took, whatever state it is in. What remains is logged, and `shim delete` tries again.
+    pub async fn stop(&self) {
+        let launch = crate::containers::held(&self.launch).take();
+        if let Some(launch) = launch {
+            launch.abort();
+            let _ = launch.await;
+        }
+        let boot = self.boot.borrow().clone();
+        let outcome = match boot {
+            Boot::Up(pod) => pod.stop().await,
+            Boot::UnderWay | Boot::Failed(_) => {
+                let state_dir = self.state_dir.clone();
+                match tokio::task::spawn_blocking(move || pod::clean_up(&state_dir)).await {
+                    Ok(outcome) => outcome,
+                    Err(error) => return log::error!("the clean-up did not run: {error}"),
+                }
+            }
+        };
+        if let Err(error) = outcome {
+            log::error!("the pod is stopped, but not everything could be undone: {}", Refusal::from(error));
+        }
+    }
+}

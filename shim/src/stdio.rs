@@ -1,0 +1,225 @@
+//! A process's stdio on the host: containerd's fifos on one side, the pod's streams on the other.
+//!
+//! # Who holds which end, and why
+//! | fifo | we hold | so that |
+//! |---|---|---|
+//! | stdin | the read end, and a write end until `CloseIO` | a client that detaches does not end the process's input |
+//! | stdout, stderr | the write end, and a read end until the drain | a client that detaches does not kill the process |
+//!
+//! # The end
+//! A process's output is complete when its streams have ended and everything is in the fifos: [`Stdio::drain`], which `Delete` waits
+//! for. Then we give up our read ends: with no reader left, what is still there is for nobody; a reader that is slow gets the time it
+//! takes, as long as it moves.
+
+mod fifo;
+pub mod transfer;
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use pod::{ProcessStreams, StdioWanted};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    task::{AbortHandle, JoinHandle},
+    time::timeout,
+};
+
+use crate::refusal::Refusal;
+use fifo::{Input, Sink};
+use transfer::Progress;
+
+/// How long an output stream whose process has ended may stay silent without ending: a descendant still holds it.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// How long a reader that is there may leave its fifo full after the process has ended.
+const READER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where containerd wants stdio; an empty path is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// Fifo to read from.
+    pub stdin: String,
+    /// Fifo to write to, or a `file://` to append to.
+    pub stdout: String,
+    /// The same for errors; unused with a terminal.
+    pub stderr: String,
+    /// A terminal: its two directions are stdin and stdout.
+    pub terminal: bool,
+}
+
+impl Paths {
+    /// What the pod must connect. `size` is the terminal's, in columns and rows, 0 where unknown.
+    pub fn wanted(&self, size: (u16, u16)) -> StdioWanted {
+        StdioWanted {
+            stdin: !self.stdin.is_empty(),
+            stdout: !self.stdout.is_empty(),
+            stderr: !self.stderr.is_empty() && !self.terminal,
+            terminal: self.terminal.then_some(size),
+        }
+    }
+}
+
+/// The host's ends, open; not yet connected to a process.
+pub struct Opened {
+    stdin: Option<Input>,
+    stdout: Option<Sink>,
+    stderr: Option<Sink>,
+    terminal: bool,
+}
+
+impl Opened {
+    /// Opens what `paths` name. Waits for nobody.
+    ///
+    /// # Errors
+    /// A path that cannot be opened, or that names a kind of logging that is not there; the message names it.
+    pub fn open(paths: &Paths) -> Result<Self, Refusal> {
+        let sink = |path: &str| if path.is_empty() { Ok(None) } else { Sink::open(path).map(Some) };
+        Ok(Self {
+            stdin: if paths.stdin.is_empty() { None } else { Some(Input::open(&paths.stdin)?) },
+            stdout: sink(&paths.stdout)?,
+            stderr: if paths.terminal { None } else { sink(&paths.stderr)? },
+            terminal: paths.terminal,
+        })
+    }
+
+    /// Starts to copy between these ends and the process's.
+    ///
+    /// # Errors
+    /// The runtime cannot watch a descriptor: out of memory or descriptors.
+    pub fn connect(self, streams: ProcessStreams) -> io::Result<Stdio> {
+        let mut stdio = Stdio { stdin: None, stdin_hold: None, outputs: Vec::new() };
+        if let (Some(input), Some(stream)) = (self.stdin, streams.stdin) {
+            stdio.stdin_hold = Some(input.hold);
+            stdio.stdin = Some(copy_in(input.read, stream, self.terminal)?);
+        }
+        for (sink, stream) in [(self.stdout, streams.stdout), (self.stderr, streams.stderr)] {
+            if let (Some(sink), Some(stream)) = (sink, stream) {
+                stdio.outputs.push(Output::start(sink, stream)?);
+            }
+        }
+        Ok(stdio)
+    }
+}
+
+/// A process's stdio under way. Dropping it ends it at once.
+pub struct Stdio {
+    stdin: Option<AbortHandle>,
+    stdin_hold: Option<OwnedFd>,
+    outputs: Vec<Output>,
+}
+
+impl Stdio {
+    /// Lets the process's input end once what is in the fifo has been read and every other writer has closed.
+    pub fn close_stdin(&mut self) {
+        self.stdin_hold = None;
+    }
+
+    /// Waits until all that the ended process wrote is where it belongs, or nobody will ever read it.
+    pub async fn drain(mut self) {
+        self.close_stdin();
+        for output in std::mem::take(&mut self.outputs) {
+            output.drain().await;
+        }
+    }
+}
+
+impl Drop for Stdio {
+    fn drop(&mut self) {
+        self.stdin.iter().for_each(AbortHandle::abort);
+    }
+}
+
+struct Output {
+    task: JoinHandle<()>,
+    read_hold: Option<OwnedFd>,
+    progress: Arc<Progress>,
+}
+
+impl Output {
+    fn start(sink: Sink, stream: UnixStream) -> io::Result<Self> {
+        let progress = Arc::new(Progress::default());
+        let (task, read_hold) = match sink {
+            Sink::Fifo { write, read_hold } => (copy_out(stream, write, Arc::clone(&progress))?, Some(read_hold)),
+            Sink::File(file) => (append(stream, file, Arc::clone(&progress))?, None),
+        };
+        Ok(Self { task, read_hold, progress })
+    }
+
+    async fn drain(mut self) {
+        self.read_hold = None;
+        let mut still = Duration::ZERO;
+        while timeout(SILENCE_MAX, &mut self.task).await.is_err() {
+            if self.progress.take_moved() > 0 {
+                still = Duration::ZERO;
+                continue;
+            }
+            still += SILENCE_MAX;
+            let patience = if self.progress.waits_for_reader() { READER_PATIENCE } else { SILENCE_MAX };
+            if still >= patience {
+                log::warn!("output of an ended process was given up after {still:?} without a byte moving");
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn copy_in(fifo: OwnedFd, stream: UnixStream, terminal: bool) -> io::Result<AbortHandle> {
+    let source = watched(fifo, Interest::READABLE)?;
+    let sink = watched_stream(stream, Interest::WRITABLE)?;
+    let task = tokio::spawn(async move {
+        // A process that closed its input is no error; dropping the fifo tells the writer.
+        let outcome = transfer::splice_all(&source, &sink, &Progress::default()).await;
+        drop(source);
+        if outcome.is_ok() && terminal {
+            // A terminal has no end of input of its own: hanging up would end the session.
+            std::future::pending::<()>().await;
+        }
+    });
+    Ok(task.abort_handle())
+}
+
+fn copy_out(stream: UnixStream, fifo: OwnedFd, progress: Arc<Progress>) -> io::Result<JoinHandle<()>> {
+    let source = watched_stream(stream, Interest::READABLE)?;
+    let sink = watched(fifo, Interest::WRITABLE)?;
+    Ok(tokio::spawn(async move {
+        if let Err(error) = transfer::splice_all(&source, &sink, &progress).await {
+            log::debug!("an output stream ended early: {error}");
+        }
+    }))
+}
+
+fn append(stream: UnixStream, file: File, progress: Arc<Progress>) -> io::Result<JoinHandle<()>> {
+    stream.set_nonblocking(true)?;
+    let stream = tokio::net::UnixStream::from_std(stream)?;
+    Ok(tokio::spawn(async move {
+        if let Err(error) = transfer::append_all(stream, file, &progress).await {
+            log::warn!("cannot write a container's log: {error}");
+        }
+    }))
+}
+
+fn watched_stream(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    stream.set_nonblocking(true)?;
+    watched(stream.into(), interest)
+}
+
+#[expect(
+    deprecated,
+    reason = "the unsafe successor is for types that may close their descriptor behind tokio's back; this one cannot"
+)]
+fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, interest)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+use std::{
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use super::*;
+
+struct Fifo(tempfile::TempDir);
+
+impl Fifo {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("folder");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("fifo"), mode).expect("fifo");
+        Self(dir)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("fifo")
+    }
+
+    fn text(&self) -> String {
+        self.path().display().to_string()
+    }
+}
+
+fn open_reader(path: &Path) -> File {
+    // Both directions, so that opening does not wait; then the other end goes when the File is made read-only.
+    File::options().read(true).open(path).expect("reader")
+}
+
+fn stdout_to(fifo: &Fifo) -> (Stdio, UnixStream) {
+    let paths = Paths { stdout: fifo.text(), ..Paths::default() };
+    let (ours, process) = UnixStream::pair().expect("pair");
+    let opened = Opened::open(&paths).expect("opened");
+    let streams = ProcessStreams { stdout: Some(ours), ..ProcessStreams::default() };
+    (opened.connect(streams).expect("connected"), process)
+}
+
+fn stdin_from(fifo: &Fifo) -> (Stdio, UnixStream) {
+    let paths = Paths { stdin: fifo.text(), ..Paths::default() };
+    let (ours, process) = UnixStream::pair().expect("pair");
+    let opened = Opened::open(&paths).expect("opened");
+    let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
+    (opened.connect(streams).expect("connected"), process)
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|place| (place.wrapping_mul(31) >> 3) as u8).collect()
+}
+
+async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("thread")
+}
+
+#[tokio::test]
+async fn output_arrives_whole_and_in_order_at_a_slow_reader() {
+    const LENGTH: usize = 8 << 20;
+    let fifo = Fifo::new();
+    let (stdio, mut process) = stdout_to(&fifo);
+    let path = fifo.path();
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut file = open_reader(&path);
+        let (mut all, mut step) = (Vec::new(), vec![0; 10_007]);
+        loop {
+            match file.read(&mut step).expect("read") {
+                0 => return all,
+                length => all.extend_from_slice(&step[..length]),
+            }
+            if all.len() % 64 == 0 {
+                std::thread::yield_now();
+            }
+        }
+    });
+    let writer = in_thread(move || process.write_all(&pattern(LENGTH)).map(|()| drop(process)));
+    writer.await.expect("written");
+    stdio.drain().await;
+    assert!(reader.await.expect("read") == pattern(LENGTH));
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_holds_up_the_process_and_no_memory() {
+    let fifo = Fifo::new();
+    let (_stdio, process) = stdout_to(&fifo);
+    process.set_nonblocking(true).expect("set");
+    let _reader = File::options().read(true).write(true).open(fifo.path()).expect("reader");
+    let (mut accepted, mut refused_in_a_row) = (0_usize, 0);
+    while refused_in_a_row < 100 {
+        match (&process).write(&[7; 4096]) {
+            Ok(length) => {
+                accepted += length;
+                refused_in_a_row = 0;
+            }
+            Err(_) => refused_in_a_row += 1,
+        }
+        tokio::task::yield_now().await;
+    }
+    assert!(accepted < 2 << 20, "{accepted} bytes went into a fifo that holds 64 KiB");
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_and_comes_back_does_not_end_the_output() {
+    let fifo = Fifo::new();
+    let (stdio, mut process) = stdout_to(&fifo);
+    drop(open_reader(&fifo.path()));
+    process.write_all(b"while nobody read").expect("written");
+    drop(process);
+    let path = fifo.path();
+    let file = open_reader(&path);
+    stdio.drain().await;
+    let text = in_thread(move || std::io::read_to_string(file)).await.expect("read");
+    assert_eq!(text, "while nobody read");
+}
+
+#[tokio::test]
+async fn output_that_nobody_will_read_does_not_hold_up_the_end() {
+    let fifo = Fifo::new();
+    let (stdio, process) = stdout_to(&fifo);
+    process.set_nonblocking(true).expect("set");
+    for _ in 0..1000 {
+        let _ = (&process).write(&[7; 4096]);
+        tokio::task::yield_now().await;
+    }
+    drop(process);
+    timeout(SILENCE_MAX, stdio.drain()).await.expect("a full fifo without a reader is given up at once");
+}
+
+#[tokio::test]
+async fn a_descendant_that_keeps_the_output_open_does_not_hold_up_the_end() {
+    let fifo = Fifo::new();
+    let (stdio, _process) = stdout_to(&fifo);
+    let _reader = File::options().read(true).write(true).open(fifo.path()).expect("reader");
+    timeout(SILENCE_MAX * 2, stdio.drain()).await.expect("given up");
+}
+
+#[tokio::test]
+async fn input_arrives_whole_and_ends_after_close_io_only() {
+    const LENGTH: usize = 4 << 20;
+    let fifo = Fifo::new();
+    let (mut stdio, mut process) = stdin_from(&fifo);
+    let path = fifo.path();
+    in_thread({
+        let path = path.clone();
+        move || File::options().write(true).open(path).expect("writer").write_all(b"first;").expect("written")
+    })
+    .await;
+    let reader = tokio::task::spawn_blocking(move || {
+        let mut all = Vec::new();
+        process.read_to_end(&mut all).map(|_| all)
+    });
+    in_thread(move || {
+        File::options().write(true).open(path).expect("writer").write_all(&pattern(LENGTH)).expect("written")
+    })
+    .await;
+    assert!(!reader.is_finished(), "the input goes on while a client may come back");
+    stdio.close_stdin();
+    let all = reader.await.expect("thread").expect("read");
+    assert!(all.starts_with(b"first;") && all[6..] == pattern(LENGTH));
+}
+
+#[tokio::test]
+async fn a_terminal_is_not_hung_up_at_the_end_of_its_input() {
+    let fifo = Fifo::new();
+    let paths = Paths { stdin: fifo.text(), terminal: true, ..Paths::default() };
+    let (ours, process) = UnixStream::pair().expect("pair");
+    let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
+    let mut stdio = Opened::open(&paths).expect("opened").connect(streams).expect("connected");
+    let path = fifo.path();
+    in_thread(move || File::options().write(true).open(path).expect("writer").write_all(b"exit\n").expect("written"))
+        .await;
+    stdio.close_stdin();
+    process.set_nonblocking(true).expect("set");
+    let mut text = [0; 5];
+    while (&process).read(&mut text).is_err() {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((&process).read(&mut text).expect_err("open").kind(), io::ErrorKind::WouldBlock);
+}
+
+#[tokio::test]
+async fn a_file_gets_everything_appended() {
+    let dir = tempfile::tempdir().expect("folder");
+    let file = dir.path().join("logs/out");
+    let paths = Paths { stdout: format!("file://{}", file.display()), ..Paths::default() };
+    for word in [b"one,", b"two;"] {
+        let (ours, mut process) = UnixStream::pair().expect("pair");
+        let streams = ProcessStreams { stdout: Some(ours), ..ProcessStreams::default() };
+        let stdio = Opened::open(&paths).expect("opened").connect(streams).expect("connected");
+        process.write_all(word).expect("written");
+        drop(process);
+        stdio.drain().await;
+    }
+    assert_eq!(std::fs::read_to_string(file).expect("read"), "one,two;");
+}
+
+#[test]
+fn paths_that_cannot_be_used_are_refused_by_name() {
+    for (path, kind, word) in [
+        ("binary:///bin/logger", pod::ErrorKind::Unimplemented, "binary://"),
+        ("/nowhere/fifo", pod::ErrorKind::InvalidArgument, "/nowhere/fifo"),
+        ("/dev/null", pod::ErrorKind::InvalidArgument, "not a fifo"),
+    ] {
+        let refusal = Opened::open(&Paths { stdout: path.into(), ..Paths::default() }).err().expect("refused");
+        assert_eq!(refusal.kind, kind);
+        assert!(refusal.message.contains(word), "{}", refusal.message);
+    }
+}
+
+#[test]
+fn a_terminal_has_no_stderr() {
+    let paths = Paths { stdin: "i".into(), stdout: "o".into(), stderr: "e".into(), terminal: true };
+    let wanted = paths.wanted((80, 24));
+    assert!(wanted.stdin && wanted.stdout && !wanted.stderr);
+    assert_eq!(wanted.terminal, Some((80, 24)));
+    assert!(!Paths::default().wanted((0, 0)).stdout);
+}
