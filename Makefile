@@ -24,7 +24,7 @@ DESTDIR ?=
 # The programs behind the targets, to be replaced for a special run, e.g.
 #   make test TEST='cargo test -p vmm'      make run DEMO='my-own-demo'
 DEMO ?= cargo run --quiet --release -p tests --bin demo --
-TEST ?= cargo test --release --workspace
+TEST ?= cargo test --workspace
 BENCH ?= cargo run --quiet --release -p tests --bin bench --
 
 # What the tests, the demo and the benchmark are told; they look nowhere else.
@@ -48,7 +48,7 @@ ARCHIVES := $(IMAGES)/busybox.tar $(IMAGES)/python.tar
 .PHONY: help
 help: ## Print this list (the default)
 	@echo "kata-rs: make TARGET"
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 	@echo "Replaceable: PREFIX=$(PREFIX) DESTDIR= DEMO= TEST= BENCH= (see the top of the Makefile)"
 
 .PHONY: deps
@@ -110,14 +110,21 @@ machine: build ## Build the emulated SVM machine of the hw lane in target/machin
 .PHONY: kvm-note
 kvm-note:
 	@if [ ! -e /dev/kvm ]; then \
-		echo "This machine has no /dev/kvm: containers run in the emulated machine only (slow), host tests are left out."; \
+		echo "This machine has no /dev/kvm. 'make test' runs what needs none, and the hw lane, which is emulated;"; \
+		echo "'make run-emulated' shows the same container as 'make run' in there."; \
 	elif [ ! -r /dev/kvm ] || [ ! -w /dev/kvm ]; then \
 		echo "No right to /dev/kvm: run as root, or add yourself to its group ($$(stat -c %G /dev/kvm)) and log in again."; \
 	fi
 
 .PHONY: run
-run: kvm-note build machine ## Run a real container through containerd in its own VM, and show what a sceptic asks
+run: kvm-note build ## Run a real container through containerd in its own VM, and show what a sceptic asks
 	@$(DEMO)
+
+.PHONY: run-emulated
+run-emulated: build machine ## The same inside the emulated machine, for a host without /dev/kvm (slow)
+	@$(STEP) "demo" cargo build --release -p tests --bin demo
+	@$(RELEASE)/rootfs-builder emulated-machine run --dir $(MACHINE) --share $(RELEASE) \
+		--env KATA_RS_EMULATED=1 --env KATA_RS_PREFIX=/opt/kata-rs --env KATA_RS_IMAGES=/images -- /share/demo
 
 .PHONY: test
 test: kvm-note build machine ## Run every test: unit, end to end on this host's KVM, and the hw lane
@@ -147,3 +154,7 @@ install: build ## Copy the prefix to PREFIX (default /opt/kata-rs)
 clean: ## Remove target/ (the cache in ~/.cache/kata-rs stays)
 	@cargo clean --quiet
 	@rm -rf $(OUT)
+
+.PHONY: clean-cache
+clean-cache: ## Remove ~/.cache/kata-rs: kernels, file server, images, packages
+	@rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/kata-rs"

@@ -218,14 +218,20 @@ pub fn add_files(
 }
 
 /// The packages that `name` itself depends on and whose names begin with `prefix`: how a meta package is followed.
+/// None is an error.
 pub fn dependencies(name: &str, prefix: &str) -> Result<Vec<String>, DebError> {
     let output = Command::new("apt-cache")
         .args(["depends", "--important", name])
         .output()
         .map_err(|source| DebError::Tool { tool: "apt-cache", source })?;
     let printed = String::from_utf8_lossy(&output.stdout);
-    let found = printed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    Ok(found.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect())
+    let depends = printed.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    let found: Vec<_> = depends.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect();
+    if found.is_empty() {
+        let says = format!("it does not depend on any {prefix}*");
+        return Err(DebError::Unavailable { names: name.to_owned(), says });
+    }
+    Ok(found)
 }
 
 fn apt(directory: &Path, flags: &[&str], names: &[&str]) -> Result<String, DebError> {

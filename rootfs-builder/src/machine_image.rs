@@ -21,7 +21,7 @@ use crate::tree::{Kind, Node, Tree, TreeError};
 use crate::{cpio, layer};
 
 /// Part of the cache key: raise it when this file changes what the base holds.
-const RECIPE_VERSION: u32 = 1;
+const RECIPE_VERSION: u32 = 2;
 
 const PACKAGES: [&str; 15] = [
     "busybox-static",
@@ -264,6 +264,7 @@ fn finish_root(root: &mut Tree) -> Result<(), MachineImageError> {
             root.insert(directory, Node::directory(0o755))?;
         }
     }
+    root.insert("etc/kata-rs-emulated", Node::file(0o644, "everything takes seconds here\n"))?;
     root.insert("usr/sbin/stage-2", Node::file(0o755, STAGE_2))?;
     Ok(())
 }
