@@ -145,7 +145,7 @@ lint: ## Check formatting, lints and scripts
 install: build ## Copy the prefix to PREFIX (default /opt/kata-rs)
 	@mkdir -p $(DESTDIR)$(PREFIX)/share/kata-rs/deploy
 	@cp -a $(STAGE)/. $(DESTDIR)$(PREFIX)/
-	@install -m 0644 deploy/*.toml deploy/*.yaml $(DESTDIR)$(PREFIX)/share/kata-rs/deploy/
+	@install -m 0644 deploy/*.toml deploy/*.yaml deploy/*.md $(DESTDIR)$(PREFIX)/share/kata-rs/deploy/
 	@echo "Installed in $(DESTDIR)$(PREFIX). containerd has to find the shim on its PATH and know the runtime:"
 	@echo "  ln -s $(PREFIX)/bin/containerd-shim-kata-rs-v2 /usr/local/bin/"
 	@echo "  see $(PREFIX)/share/kata-rs/deploy/ for the containerd drop-in and the RuntimeClass"

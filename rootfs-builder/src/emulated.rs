@@ -29,6 +29,10 @@ const QEMU: &str = "qemu-system-x86_64";
 /// The processor: the first AMD model with SVM and nested paging that QEMU's emulation covers well.
 const PROCESSOR: &str =
     "EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save,-xsavec";
+/// The kernel's command line: end at a panic, no counter-measures that only cost time here, and no complaint about
+/// processors that stand still while the host does something else.
+const COMMAND_LINE: &str =
+    "console=ttyS0 panic=-1 loglevel=5 mitigations=off nosoftlockup rcupdate.rcu_cpu_stall_suppress=1";
 /// How much of the console goes into an error, in bytes.
 const CONSOLE_TAIL: usize = 4096;
 /// One run: which machine, how large, what is shared, what to do.
@@ -190,7 +194,7 @@ impl Run {
         arguments.extend(["-machine".into(), "q35".into(), "-cpu".into(), PROCESSOR.into()]);
         arguments.extend(["-smp".into(), self.cpus.to_string(), "-m".into(), format!("{}M", self.memory_mib)]);
         arguments.extend(["-kernel".into(), machine(KERNEL)?, "-initrd".into(), temporary("initramfs")?]);
-        arguments.extend(["-append".into(), "console=ttyS0 panic=-1 loglevel=5 mitigations=off".into()]);
+        arguments.extend(["-append".into(), COMMAND_LINE.into()]);
         arguments.extend(["-serial".into(), format!("file:{}", temporary("console")?)]);
         for (id, name) in [("base", BASE_DISK), ("payload", PAYLOAD_DISK)] {
             arguments
