@@ -1,0 +1,255 @@
+//! The agent, as the host sees it: a hello line, then a ttrpc client on the same connection.
+//!
+//! Every call is a task of its own, because a call that is dropped while it is being written would close the whole connection, and is raced with
+//! the machine's end. Every call but Wait has a deadline. A connection that breaks is the end of the machine: there is only one in its life.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant, SystemTime},
+};
+
+use agent_protocol::{HELLO_LEN_MAX, Hello, SHARE_MOUNT_POINT, SHARE_TAG, messages as m, service::AgentClient};
+use rustix::rand::GetRandomFlags;
+use tokio::net::UnixStream;
+use ttrpc::{context, proto::Code};
+
+use crate::{ErrorKind, Exit, PodError, PodSpec, ProcessId, error::guest_text, machine::Machine, streams::read_line};
+
+/// From the start of the VMM to the agent's hello. A boot takes 0.1 to 0.4 s; a busy host is given its time.
+pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// Ordinary calls.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Making a container: mounts, cgroups, a new process, on a slow host.
+const CREATE_DEADLINE: Duration = Duration::from_secs(30);
+/// Switching off; the machine is stopped from outside after that.
+pub(crate) const POWER_OFF_DEADLINE: Duration = Duration::from_secs(1);
+/// After a connection breaks, how long the machine may take to say why.
+const WHY_DEADLINE: Duration = Duration::from_millis(500);
+/// Fresh bytes for the guest's random pool; the protocol allows 512.
+const ENTROPY_LEN: usize = 64;
+/// Most of an agent's message that is passed on.
+const MESSAGE_CHARS_MAX: usize = 4096;
+
+/// The agent of one pod.
+#[derive(Clone)]
+pub(crate) struct Agent {
+    client: AgentClient,
+    machine: Machine,
+}
+
+impl Agent {
+    /// Waits for the agent's call, and checks that it is the agent of this version.
+    pub(crate) async fn greet(mut call: UnixStream, machine: Machine) -> Result<Self, PodError> {
+        let line = tokio::select! {
+            biased;
+            line = tokio::time::timeout(HELLO_DEADLINE, read_line(&mut call, HELLO_LEN_MAX)) => line,
+            sentence = machine.gone() => return Err(Machine::gone_error(&sentence)),
+        };
+        let line = match line {
+            Ok(Ok(line)) => line,
+            Ok(Err(error)) => return Err(call_broken(&machine, &error.to_string()).await),
+            Err(_) => {
+                let message = format!("the agent in the guest did not call within {} s", HELLO_DEADLINE.as_secs());
+                return Err(PodError::new(ErrorKind::DeadlineExceeded, message));
+            }
+        };
+        let hello = Hello::parse(&line).map_err(|e| PodError::new(ErrorKind::FailedPrecondition, e.to_string()))?;
+        log::debug!("agent {} called", guest_text(hello.agent_version.as_bytes(), HELLO_LEN_MAX));
+        let client = AgentClient::new(ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::from(call)));
+        Ok(Self { client, machine })
+    }
+
+    /// Makes a call, in a task of its own.
+    async fn call<T, F>(
+        &self,
+        what: &str,
+        deadline: Option<Duration>,
+        rpc: impl FnOnce(AgentClient, context::Context) -> F,
+    ) -> Result<T, PodError>
+    where
+        T: Send + 'static,
+        F: Future<Output = ttrpc::Result<T>> + Send + 'static,
+    {
+        if let Some(sentence) = self.machine.gone_already() {
+            return Err(Machine::gone_error(&sentence));
+        }
+        let begun = Instant::now();
+        let context = deadline.map_or_else(context::Context::default, context::with_duration);
+        let task = tokio::spawn(rpc(self.client.clone(), context));
+        let answer = tokio::select! {
+            biased;
+            answer = task => answer.map_err(|e| PodError::host(format!("the call to {what} was lost"), e))?,
+            sentence = self.machine.gone() => return Err(Machine::gone_error(&sentence)),
+        };
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(ttrpc::Error::RpcStatus(status)) => Err(agent_error(&status)),
+            Err(_) if deadline.is_some_and(|d| begun.elapsed() >= d) => {
+                let seconds = deadline.unwrap_or_default().as_secs();
+                Err(PodError::new(
+                    ErrorKind::DeadlineExceeded,
+                    format!("the agent in the guest did not {what} within {seconds} s"),
+                ))
+            }
+            Err(error) => Err(call_broken(&self.machine, &error.to_string()).await),
+        }
+    }
+
+    pub(crate) async fn configure_pod(&self, pod: &PodSpec) -> Result<(), PodError> {
+        let request = m::ConfigurePodRequest {
+            hostname: pod.hostname.clone(),
+            shares: vec![m::Share {
+                tag: SHARE_TAG.into(),
+                mount_point: SHARE_MOUNT_POINT.into(),
+                ..Default::default()
+            }],
+            sysctls: pod.sysctls.clone().into_iter().collect(),
+            host_time_nanos: nanos_since_epoch(SystemTime::now()),
+            entropy: entropy()?,
+            resolv_conf: pod.resolv_conf.clone(),
+            ..Default::default()
+        };
+        let rpc = |client: AgentClient, context| async move { client.configure_pod(context, &request).await };
+        self.call("set up the pod", Some(CALL_DEADLINE), rpc).await.map(drop)
+    }
+
+    pub(crate) async fn create_container(&self, request: m::CreateContainerRequest) -> Result<u32, PodError> {
+        let rpc = |client: AgentClient, context| async move { client.create_container(context, &request).await };
+        self.call("create the container", Some(CREATE_DEADLINE), rpc).await.map(|made| made.pid)
+    }
+
+    pub(crate) async fn add_exec(&self, request: m::AddExecRequest) -> Result<(), PodError> {
+        let rpc = |client: AgentClient, context| async move { client.add_exec(context, &request).await };
+        self.call("register the exec", Some(CALL_DEADLINE), rpc).await.map(drop)
+    }
+
+    pub(crate) async fn start(&self, process: &ProcessId) -> Result<u32, PodError> {
+        let request = m::StartRequest { process: wire(process), ..Default::default() };
+        let rpc = |client: AgentClient, context| async move { client.start(context, &request).await };
+        self.call("start the process", Some(CREATE_DEADLINE), rpc).await.map(|started| started.pid)
+    }
+
+    pub(crate) async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<(), PodError> {
+        let request = m::SignalRequest { process: wire(process), signal, all, ..Default::default() };
+        let rpc = |client: AgentClient, context| async move { client.signal(context, &request).await };
+        self.call("signal the process", Some(CALL_DEADLINE), rpc).await.map(drop)
+    }
+
+    /// Waits for the end of a process, without a deadline.
+    pub(crate) async fn wait(&self, process: &ProcessId) -> Result<Exit, PodError> {
+        let request = m::WaitRequest { process: wire(process), ..Default::default() };
+        let rpc = |client: AgentClient, context| async move { client.wait(context, &request).await };
+        let ended = self.call("wait for the process", None, rpc).await?;
+        Ok(Exit { status: ended.exit_status & 0xff, at: SystemTime::now(), oom_killed: ended.oom_killed })
+    }
+
+    pub(crate) async fn resize(&self, process: &ProcessId, columns: u16, rows: u16) -> Result<(), PodError> {
+        let request = m::ResizeRequest {
+            process: wire(process),
+            columns: columns.into(),
+            rows: rows.into(),
+            ..Default::default()
+        };
+        let rpc = |client: AgentClient, context| async move { client.resize(context, &request).await };
+        self.call("resize the terminal", Some(CALL_DEADLINE), rpc).await.map(drop)
+    }
+
+    pub(crate) async fn delete(&self, process: &ProcessId) -> Result<(), PodError> {
+        let request = m::DeleteRequest { process: wire(process), ..Default::default() };
+        let rpc = |client: AgentClient, context| async move { client.delete(context, &request).await };
+        self.call("delete the process", Some(CALL_DEADLINE), rpc).await.map(drop)
+    }
+
+    pub(crate) async fn pids(&self, container_id: &str) -> Result<Vec<u32>, PodError> {
+        let request = container(container_id);
+        let rpc = |client: AgentClient, context| async move { client.pids(context, &request).await };
+        self.call("list the processes", Some(CALL_DEADLINE), rpc).await.map(|answer| answer.pids)
+    }
+
+    pub(crate) async fn stats(&self, container_id: &str) -> Result<m::StatsResponse, PodError> {
+        let request = container(container_id);
+        let rpc = |client: AgentClient, context| async move { client.stats(context, &request).await };
+        self.call("read the statistics", Some(CALL_DEADLINE), rpc).await
+    }
+
+    pub(crate) async fn update(&self, container_id: &str, oci_resources: Vec<u8>) -> Result<(), PodError> {
+        let request = m::UpdateRequest { container_id: container_id.to_owned(), oci_resources, ..Default::default() };
+        let rpc = |client: AgentClient, context| async move { client.update(context, &request).await };
+        self.call("change the limits", Some(CALL_DEADLINE), rpc).await.map(drop)
+    }
+
+    pub(crate) async fn pause(&self, container_id: &str) -> Result<(), PodError> {
+        let request = container(container_id);
+        let rpc = |client: AgentClient, context| async move { client.pause(context, &request).await };
+        self.call("pause the container", Some(CALL_DEADLINE), rpc).await.map(drop)
+    }
+
+    pub(crate) async fn resume(&self, container_id: &str) -> Result<(), PodError> {
+        let request = container(container_id);
+        let rpc = |client: AgentClient, context| async move { client.resume(context, &request).await };
+        self.call("resume the container", Some(CALL_DEADLINE), rpc).await.map(drop)
+    }
+
+    pub(crate) async fn describe(&self) -> Result<m::DescribeResponse, PodError> {
+        let rpc = |client: AgentClient, context| async move { client.describe(context, &m::Empty::new()).await };
+        self.call("describe the guest", Some(CALL_DEADLINE), rpc).await
+    }
+
+    pub(crate) async fn power_off(&self) -> Result<(), PodError> {
+        let rpc = |client: AgentClient, context| async move { client.power_off(context, &m::Empty::new()).await };
+        self.call("switch the machine off", Some(POWER_OFF_DEADLINE), rpc).await.map(drop)
+    }
+}
+
+/// The agent's connection broke: usually because the machine is ending, which then tells the better story. If it is not, it is of no use any more.
+async fn call_broken(machine: &Machine, cause: &str) -> PodError {
+    let sentence = match tokio::time::timeout(WHY_DEADLINE, machine.gone()).await {
+        Ok(sentence) => sentence,
+        Err(_) => {
+            machine.condemn(format!("the connection to the agent in the guest broke: {cause}"));
+            machine.gone().await
+        }
+    };
+    Machine::gone_error(&sentence)
+}
+
+/// The agent's own words, as they are: fronts show them, and people know them from other runtimes.
+fn agent_error(status: &ttrpc::Status) -> PodError {
+    let kind = match status.code() {
+        Code::NOT_FOUND => ErrorKind::NotFound,
+        Code::ALREADY_EXISTS => ErrorKind::AlreadyExists,
+        Code::INVALID_ARGUMENT => ErrorKind::InvalidArgument,
+        Code::FAILED_PRECONDITION => ErrorKind::FailedPrecondition,
+        Code::UNIMPLEMENTED => ErrorKind::Unimplemented,
+        Code::DEADLINE_EXCEEDED => ErrorKind::DeadlineExceeded,
+        Code::UNAVAILABLE => ErrorKind::Unavailable,
+        _ => ErrorKind::Internal,
+    };
+    PodError::new(kind, guest_text(status.message().as_bytes(), MESSAGE_CHARS_MAX))
+}
+
+/// A process's name on the wire.
+pub(crate) fn wire(process: &ProcessId) -> protobuf::MessageField<m::ProcessId> {
+    protobuf::MessageField::some(m::ProcessId {
+        container_id: process.container_id.clone(),
+        exec_id: process.exec_id.clone(),
+        ..Default::default()
+    })
+}
+
+fn container(id: &str) -> m::ContainerRequest {
+    m::ContainerRequest { container_id: id.to_owned(), ..Default::default() }
+}
+
+fn nanos_since_epoch(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn entropy() -> Result<Vec<u8>, PodError> {
+    let mut bytes = vec![0u8; ENTROPY_LEN];
+    let len = rustix::rand::getrandom(bytes.as_mut_slice(), GetRandomFlags::empty())
+        .map_err(|errno| PodError::host("cannot draw random bytes for the guest", std::io::Error::from(errno)))?;
+    bytes.truncate(len);
+    Ok(bytes)
+}

@@ -1,0 +1,169 @@
+//! The host's OCI spec, rewritten into the guest's. Pure.
+//!
+//! What changes: paths (root, mount sources, cgroup), what the machine is itself (the network namespace, joined host namespaces), and what
+//! cannot work inside (hooks are programs of the host). Everything else is the agent's to apply.
+
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Root, Spec};
+
+use crate::{
+    ContainerSpec, ErrorKind, PodError,
+    ids::check_id,
+    storage::{StoragePlan, guest_rootfs_path},
+};
+
+/// Where containers' cgroups are in the guest, below /sys/fs/cgroup.
+const GUEST_CGROUP_ROOT: &str = "/kata-rs";
+
+/// Both halves of a container: what the host does, and what the guest is told.
+#[derive(Debug)]
+pub(crate) struct Translation {
+    /// For the share tree.
+    pub storage: StoragePlan,
+    /// For the agent.
+    pub guest: Spec,
+    /// What was left out, for the log.
+    pub warnings: Vec<String>,
+}
+
+/// Translates a container.
+pub(crate) fn translate(container: &ContainerSpec) -> Result<Translation, PodError> {
+    check_id("container", &container.id)?;
+    let mut guest = container.oci.clone();
+    let mut warnings = Vec::new();
+    if guest.process().is_none() {
+        return Err(PodError::new(ErrorKind::InvalidArgument, "config.json has no process: there is nothing to run"));
+    }
+    let mut mounts = guest.mounts_mut().take().unwrap_or_default();
+    let storage = StoragePlan::make(&container.id, container.rootfs.clone(), &mut mounts)?;
+    guest.set_mounts(Some(mounts));
+    set_root(&mut guest, &container.id);
+    drop_hooks(&mut guest, &mut warnings);
+    translate_linux(&mut guest, &container.id, &mut warnings);
+    Ok(Translation { storage, guest, warnings })
+}
+
+fn set_root(guest: &mut Spec, id: &str) {
+    let read_only = guest.root().as_ref().and_then(Root::readonly);
+    let mut root = Root::default();
+    root.set_path(guest_rootfs_path(id));
+    root.set_readonly(read_only);
+    guest.set_root(Some(root));
+}
+
+fn drop_hooks(guest: &mut Spec, warnings: &mut Vec<String>) {
+    if guest.hooks_mut().take().is_some() {
+        warnings.push("hooks are programs of the host and do not run in the guest: they were left out".to_owned());
+    }
+}
+
+fn translate_linux(guest: &mut Spec, id: &str, warnings: &mut Vec<String>) {
+    let Some(linux) = guest.linux_mut() else { return };
+    linux.set_cgroups_path(Some(guest_cgroup(linux.cgroups_path().as_deref(), id)));
+    if let Some(namespaces) = linux.namespaces_mut() {
+        // The machine is the pod's network namespace, whatever path the host names it by.
+        namespaces.retain(|n| n.typ() != LinuxNamespaceType::Network);
+        // A path of the host means "join the pod's". The pod's IPC namespace is the machine's own; of the others each container has its own.
+        namespaces.retain(|n| n.typ() != LinuxNamespaceType::Ipc || n.path().is_none());
+        for namespace in namespaces.iter_mut() {
+            namespace.set_path(None);
+        }
+    }
+    if linux.intel_rdt().is_some() {
+        linux.set_intel_rdt(None);
+        warnings.push("linux.intelRdt is for the host's caches: it was left out".to_owned());
+    }
+    if linux.net_devices().is_some() {
+        linux.set_net_devices(None);
+        warnings.push("linux.netDevices are devices of the host: they were left out".to_owned());
+    }
+}
+
+/// The container's cgroup in the guest. Host paths tell of the host, may climb, and may be systemd's `slice:prefix:name`: the id alone is kept.
+fn guest_cgroup(host: Option<&Path>, id: &str) -> PathBuf {
+    let last = host.and_then(|path| match path.components().next_back() {
+        Some(Component::Normal(name)) => name.to_str(),
+        _ => None,
+    });
+    if last.is_some_and(|name| name != id) {
+        log::debug!("container {id}: cgroup {last:?} of the host becomes {GUEST_CGROUP_ROOT}/{id} in the guest");
+    }
+    Path::new(GUEST_CGROUP_ROOT).join(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{RootFs, StdioWanted};
+
+    fn container(oci: serde_json::Value) -> ContainerSpec {
+        ContainerSpec {
+            id: "c1".into(),
+            oci: serde_json::from_value(oci).expect("a spec"),
+            rootfs: RootFs::Folder("/bundle/rootfs".into()),
+            stdio: StdioWanted::default(),
+        }
+    }
+
+    fn spec() -> serde_json::Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs", "readonly": true},
+            "hooks": {"prestart": [{"path": "/usr/bin/nvidia"}]},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
+                       {"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind"]}],
+            "linux": {
+                "cgroupsPath": "/../../default/c1",
+                "namespaces": [{"type": "network", "path": "/var/run/netns/x"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
+                    {"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "mount"}],
+                "resources": {"memory": {"limit": 1048576}}
+            }
+        })
+    }
+
+    #[test]
+    fn the_guest_sees_its_own_paths_only() {
+        let translation = translate(&container(spec())).expect("translated");
+        let text = serde_json::to_string(&translation.guest).expect("plain data");
+        for leak in ["/bundle", "/srv", "/var/run", "/usr/bin/nvidia", "/proc/7", ".."] {
+            assert!(!text.contains(leak), "{leak} is in {text}");
+        }
+        let root = translation.guest.root().as_ref().expect("kept");
+        assert_eq!(root.path(), Path::new("/run/kata-rs/share/c1/rootfs"));
+        assert_eq!(root.readonly(), Some(true));
+        assert_eq!(translation.storage.binds.len(), 1);
+    }
+
+    #[test]
+    fn the_machine_is_the_network_namespace_and_resources_stay() {
+        let guest = translate(&container(spec())).expect("translated").guest;
+        let linux = guest.linux().as_ref().expect("kept");
+        let kinds: Vec<_> =
+            linux.namespaces().as_ref().expect("kept").iter().map(|n| (n.typ(), n.path().is_some())).collect();
+        assert_eq!(kinds, [(LinuxNamespaceType::Pid, false), (LinuxNamespaceType::Mount, false)]);
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/kata-rs/c1")));
+        assert_eq!(
+            linux.resources().as_ref().and_then(|r| r.memory().as_ref()).and_then(|m| m.limit()),
+            Some(1_048_576)
+        );
+    }
+
+    #[test]
+    fn hooks_are_left_out_with_a_word() {
+        let translation = translate(&container(spec())).expect("translated");
+        assert!(translation.guest.hooks().is_none());
+        assert!(translation.warnings[0].contains("hooks"), "{:?}", translation.warnings);
+    }
+
+    #[test]
+    fn a_spec_with_nothing_to_run_is_refused() {
+        let mut without = spec();
+        without.as_object_mut().expect("an object").remove("process");
+        let error = translate(&container(without)).expect_err("refused");
+        assert_eq!(error.kind, ErrorKind::InvalidArgument);
+    }
+}
