@@ -1,0 +1,102 @@
+//! Who the process is: directory, user, groups, capabilities.
+
+use super::{Newborn, StepError};
+use crate::plan::{CapabilitySets, ExecPlan, SYS_ADMIN, UserPlan, is_inside_root};
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
+use rustix::thread::{
+    CapabilitySet, capability_is_in_bounding_set, clear_ambient_capability_set, configure_capability_in_ambient_set,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// The file mode creation mask of a process that asks for none.
+const DEFAULT_UMASK: u32 = 0o022;
+
+impl Newborn {
+    /// As root first, since a directory may be closed to the user and yet be where the process is to start; on a share where
+    /// root is nobody, as the user later.
+    pub(super) fn enter_directory(&mut self, path: &Path) -> Result<(), StepError> {
+        match rustix::process::chdir(path) {
+            Err(Errno::ACCESS | Errno::PERM) => self.still_to_enter = Some(path.to_owned()),
+            outcome => outcome?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn become_user(&mut self, plan: &ExecPlan) -> Result<(), StepError> {
+        drop_bounding(plan.capabilities.bounding)?;
+        set_keep_capabilities(true)?;
+        change_user(&plan.user)?;
+        // A filter without no_new_privs may only be installed by an administrator, and that is the very last thing done.
+        let extra = if needs_admin(plan) { SYS_ADMIN } else { 0 };
+        set_sets(&plan.capabilities, extra)?;
+        set_keep_capabilities(false)?;
+        if let Some(path) = self.still_to_enter.take() {
+            rustix::process::chdir(path)?;
+        }
+        check_directory()?;
+        rustix::process::umask(Mode::from_raw_mode(plan.user.umask.unwrap_or(DEFAULT_UMASK)));
+        if plan.no_new_privileges {
+            set_no_new_privs(true)?;
+        }
+        self.plan = Some(plan.clone());
+        Ok(())
+    }
+}
+
+/// Whether CAP_SYS_ADMIN is to be kept for the filter although the program is not to have it.
+pub(super) fn needs_admin(plan: &ExecPlan) -> bool {
+    let has = plan.capabilities.effective & SYS_ADMIN != 0;
+    plan.seccomp.is_some() && !plan.no_new_privileges && !has
+}
+
+fn drop_bounding(keep: u64) -> Result<(), StepError> {
+    for number in 0..64 {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        match capability_is_in_bounding_set(one) {
+            Ok(true) if keep & (1 << number) == 0 => remove_capability_from_bounding_set(one)?,
+            Ok(_) => {}
+            // The first number the kernel does not know is the end of the list.
+            Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+fn change_user(user: &UserPlan) -> Result<(), StepError> {
+    let groups: Vec<Gid> = user.additional_gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    set_thread_groups(&groups)?;
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    set_thread_res_gid(Some(gid), Some(gid), Some(gid))?;
+    Ok(set_thread_res_uid(Some(uid), Some(uid), Some(uid))?)
+}
+
+/// Sets all but the bounding set; `extra` is held besides, until [`set_sets`] is called again without it.
+pub(super) fn set_sets(sets: &CapabilitySets, extra: u64) -> Result<(), StepError> {
+    set_capabilities(
+        None,
+        rustix::thread::CapabilitySets {
+            effective: CapabilitySet::from_bits_retain(sets.effective | extra),
+            permitted: CapabilitySet::from_bits_retain(sets.permitted | extra),
+            inheritable: CapabilitySet::from_bits_retain(sets.inheritable),
+        },
+    )?;
+    clear_ambient_capability_set()?;
+    for number in (0..64).filter(|number| sets.ambient & (1 << number) != 0) {
+        configure_capability_in_ambient_set(CapabilitySet::from_bits_retain(1 << number), true)?;
+    }
+    Ok(())
+}
+
+/// A working directory outside the root would be a way out (CVE-2024-21626).
+fn check_directory() -> Result<(), StepError> {
+    let directory = rustix::process::getcwd(Vec::new())?;
+    if is_inside_root(Path::new(OsStr::from_bytes(directory.as_bytes()))) {
+        return Ok(());
+    }
+    Err(StepError::because("the working directory is not inside the container"))
+}
