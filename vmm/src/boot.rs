@@ -257,8 +257,12 @@ impl Loaded {
         let KvmReady { vm, vcpus, kind, flavour, devices, .. } = self.ready;
         let tail = Arc::new(ConsoleTail::new());
         let early = devices.early_console().map_err(|error| BootError::Resources("dup", error))?;
-        let devices = devices.build(spec, tail.clone())?;
-        let _ = exits;
+        let (called_marks, called_exits) = (marks.clone(), exits.clone());
+        let on_call = Box::new(move |_port| {
+            called_exits.note_call();
+            called_marks.note("agent call");
+        });
+        let devices = devices.build(spec, tail.clone(), on_call)?;
         let mut transports = Vec::new();
         for (device, slot) in devices.list.into_iter().zip(&self.slots) {
             transports.push(connect(&vm, &self.memory, device, *slot)?);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use vmm_control::{DiskSpec, MachineSpec};
-use vmm_virtio::{Block, Console, ConsoleTail, FileBackend, Rng, VirtioDevice};
+use vmm_virtio::{Block, Console, ConsoleTail, FileBackend, OnGuestCall, Rng, VirtioDevice, Vsock};
 
 use crate::sys::{ClaimError, Inherited};
 
@@ -59,8 +59,8 @@ impl DeviceFiles {
 
     /// How many devices they become.
     pub fn count(&self) -> usize {
-        // The console and random numbers are always there.
-        self.disks.len() + 2
+        // Console, vsock and random numbers are always there.
+        self.disks.len() + 3
     }
 
     /// The console's output once more, for the early console.
@@ -68,8 +68,8 @@ impl DeviceFiles {
         self.console.try_clone()
     }
 
-    /// Builds the devices.
-    pub fn build(self, spec: &MachineSpec, tail: Arc<ConsoleTail>) -> Result<Devices, DeviceError> {
+    /// Builds the devices. `on_call` is called when the guest calls the host.
+    pub fn build(self, spec: &MachineSpec, tail: Arc<ConsoleTail>, on_call: OnGuestCall) -> Result<Devices, DeviceError> {
         let mut list: Vec<Box<dyn VirtioDevice>> = Vec::new();
         let mut disk_bytes_read = Vec::new();
         for ((index, disk), file) in spec.disks.iter().enumerate().zip(self.disks) {
@@ -79,6 +79,10 @@ impl DeviceFiles {
         }
         let console = Console::new(Some(self.console), tail).map_err(|source| failed("console", source))?;
         list.push(Box::new(console));
+        let calls = self.calls.into_iter().map(|(port, stream)| (port, stream.into())).collect();
+        let mut vsock = Vsock::new(spec.vsock.cid, self.hybrid.into(), calls);
+        vsock.on_guest_call(on_call);
+        list.push(Box::new(vsock));
         list.push(Box::new(Rng::new()));
         Ok(Devices { list, disk_bytes_read })
     }
