@@ -51,15 +51,15 @@ if [ ! -x "$built" ]; then
     started=$SECONDS
     work=$(mktemp -d "${TMPDIR:-/tmp}/kata-rs-virtiofsd.XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    # Thin LTO instead of the crate's fat one: a third of the time for the same size. The profile is told by
+    # Thin LTO instead of the crate's fat one: a third of the time for the same size. Optimising for size saves a
+    # tenth of the file and nothing of the memory (measured), so it stays at speed. The profile is told by
     # environment, since a crate installed from the registry has no file of ours to say it in.
     env -u RUSTFLAGS \
         CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
         CARGO_PROFILE_RELEASE_LTO=thin \
         CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
         CARGO_PROFILE_RELEASE_STRIP=symbols \
-        CARGO_PROFILE_RELEASE_OPT_LEVEL="${VIRTIOFSD_OPT_LEVEL:-3}" \
-        CARGO_PROFILE_RELEASE_PANIC="${VIRTIOFSD_PANIC:-abort}" \
+        CARGO_PROFILE_RELEASE_PANIC=abort \
         CARGO_TARGET_DIR="$work/target" \
         cargo install virtiofsd --version "=$version" --locked --no-track --target "$target" --root "$work/root" >&2 ||
         fail "the build failed; the lines above say why. Is the crates registry reachable?"

@@ -35,6 +35,7 @@ const COMMAND_LINE: &str =
     "console=ttyS0 panic=-1 loglevel=5 mitigations=off nosoftlockup rcupdate.rcu_cpu_stall_suppress=1";
 /// How much of the console goes into an error, in bytes.
 const CONSOLE_TAIL: usize = 4096;
+
 /// One run: which machine, how large, what is shared, what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
