@@ -98,7 +98,7 @@ fn event_of(token: u64) -> Event {
 
 impl<A: Answer> Serve for Answering<A> {
     fn serve(&mut self, stop: &EventFd) -> Result<(), Fault> {
-        let mut events = self.watch(stop).map_err(Fault::io("epoll"))?;
+        let events = self.watch(stop).map_err(Fault::io("epoll"))?;
         // Chains may have been made available before the device was active, or by an earlier life of it.
         let mut more = true;
         loop {

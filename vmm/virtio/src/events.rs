@@ -10,12 +10,11 @@ const EVENTS_PER_WAIT: usize = 32;
 /// A set of file descriptors to wait for.
 pub(crate) struct Events {
     epoll: Epoll,
-    taken: [EpollEvent; EVENTS_PER_WAIT],
 }
 
 impl Events {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { epoll: Epoll::new()?, taken: [EpollEvent::default(); EVENTS_PER_WAIT] })
+        Ok(Self { epoll: Epoll::new()? })
     }
 
     /// Reports `token` whenever `source` is in one of the states of `interest`.
@@ -32,13 +31,17 @@ impl Events {
     }
 
     /// Waits, forever when `timeout` is `None`. A signal ends the wait with no events.
-    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<&[EpollEvent]> {
-        let count = match self.epoll.wait(millis_rounded_up(timeout), &mut self.taken) {
+    pub(crate) fn wait(
+        &self,
+        timeout: Option<Duration>,
+    ) -> io::Result<impl ExactSizeIterator<Item = EpollEvent> + use<>> {
+        let mut taken = [EpollEvent::default(); EVENTS_PER_WAIT];
+        let count = match self.epoll.wait(millis_rounded_up(timeout), &mut taken) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
         };
-        Ok(self.taken.get(..count).unwrap_or_default())
+        Ok(taken.into_iter().take(count))
     }
 }
 
@@ -55,14 +58,14 @@ mod tests {
 
     #[test]
     fn a_written_eventfd_is_reported_with_its_token() {
-        let mut events = Events::new().expect("epoll");
+        let events = Events::new().expect("epoll");
         let source = EventFd::new(0).expect("eventfd");
         events.watch(&source, EventSet::IN, 7).expect("watch");
         source.write(1).expect("write");
-        let tokens: Vec<u64> = events.wait(None).expect("wait").iter().map(EpollEvent::data).collect();
+        let tokens: Vec<u64> = events.wait(None).expect("wait").map(|event| event.data()).collect();
         assert_eq!(tokens, [7]);
         events.forget(&source);
-        assert!(events.wait(Some(Duration::ZERO)).expect("wait").is_empty());
+        assert_eq!(events.wait(Some(Duration::ZERO)).expect("wait").len(), 0);
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod log_limit;
 pub mod mmio;
 mod rng;
 mod served_queue;
+mod vsock;
 mod worker;
 
 pub use block::{Block, BlockBackend, FileBackend};
@@ -31,3 +32,4 @@ pub use console::{Console, ConsoleTail};
 pub use device::{ActivateError, Activation, ActiveQueue, DeviceTraits, Interrupt, VirtioDevice};
 pub use mmio::{MmioTransport, TransportEvent};
 pub use rng::Rng;
+pub use vsock::{OnGuestCall, Vsock};

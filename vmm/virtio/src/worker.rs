@@ -90,9 +90,9 @@ mod tests {
             if self.breaks {
                 return Err(Fault::Io { operation: "a test", source: io::Error::other("planted") });
             }
-            let mut events = crate::events::Events::new().map_err(Fault::io("epoll"))?;
+            let events = crate::events::Events::new().map_err(Fault::io("epoll"))?;
             events.watch(stop, vmm_sys_util::epoll::EventSet::IN, 0).map_err(Fault::io("epoll"))?;
-            while events.wait(None).map_err(Fault::io("epoll"))?.is_empty() {}
+            while events.wait(None).map_err(Fault::io("epoll"))?.len() == 0 {}
             Ok(())
         }
     }
