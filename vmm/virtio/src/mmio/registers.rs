@@ -92,7 +92,7 @@ impl Register {
     }
 
     fn decode_config(offset: u64, width: usize) -> Self {
-        let aligned = matches!(width, 1 | 2 | 4 | 8) && offset % (width as u64) == 0;
+        let aligned = matches!(width, 1 | 2 | 4 | 8) && offset.is_multiple_of(width as u64);
         match u32::try_from(offset) {
             Ok(offset) if aligned => Self::Config { offset },
             _ => Self::Nothing,

@@ -265,3 +265,6 @@ impl Connection {
         (self.window, self.taken)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,3 +138,6 @@ impl VirtioDevice for Vsock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
