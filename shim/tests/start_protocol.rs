@@ -1,0 +1,256 @@
+//! `start`, the daemon and `delete` as containerd runs them: the real binary, real pipes, no machine.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use containerd_shim_protos::{
+    TaskClient,
+    api::{ConnectRequest, DeleteResponse, ShutdownRequest},
+    bootstrap_api::{BootstrapParams, BootstrapResult},
+    types::introspection::RuntimeInfo,
+};
+use protobuf::{Message, well_known_types::any::Any};
+use ttrpc::context;
+
+/// A state folder and some bundles; the daemons that are left are ended at the end.
+struct Host(tempfile::TempDir);
+
+impl Host {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("folder"))
+    }
+
+    fn root(&self) -> PathBuf {
+        self.0.path().join("run")
+    }
+
+    fn bundle(&self, id: &str, config: &str) -> PathBuf {
+        let bundle = self.0.path().join("bundles").join(id);
+        fs::create_dir_all(&bundle).expect("bundle");
+        fs::write(bundle.join("config.json"), config).expect("config");
+        bundle
+    }
+
+    fn shim(&self, bundle: &Path, id: &str, action: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-rs-v2"));
+        command
+            .args(["-namespace", "test", "-address", "/c.sock", "-publish-binary", "/bin/true", "-id", id, action])
+            .current_dir(bundle)
+            .env("KATA_RS_STATE_DIR", self.root())
+            // No machine can come of this, and the daemon must serve all the same.
+            .env("KATA_RS_PREFIX", "/nowhere")
+            .env_remove("TTRPC_ADDRESS")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn start(&self, bundle: &Path, id: &str, input: &[u8]) -> Output {
+        run(self.shim(bundle, id, "start"), input)
+    }
+
+    fn sockets(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.root().join(".s")).into_iter().flatten();
+        entries.map(|entry| entry.expect("entry").path()).collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for socket in self.sockets() {
+            shut_down(&socket);
+        }
+    }
+}
+
+const ALONE: &str = r#"{"ociVersion":"1.0.2"}"#;
+const IN_POD: &str = r#"{"ociVersion":"1.0.2","annotations":{"io.kubernetes.cri.sandbox-id":"pod1"}}"#;
+
+fn run(mut command: Command, input: &[u8]) -> Output {
+    let mut child = command.spawn().expect("spawned");
+    // Closed at the end of the statement; a `start` that does not read it is no reason to fail.
+    let _ = child.stdin.take().expect("stdin").write_all(input);
+    child.wait_with_output().expect("ended")
+}
+
+fn client(socket: &Path) -> TaskClient {
+    TaskClient::new(ttrpc::Client::connect(&format!("unix://{}", socket.display())).expect("connected"))
+}
+
+fn shut_down(socket: &Path) {
+    if let Ok(mut peer) = UnixStream::connect(socket) {
+        let _ = client(socket).shutdown(context::with_duration(Duration::from_secs(10)), &ShutdownRequest::default());
+        // The daemon's end closes this connection, which it never answered.
+        let _ = peer.read(&mut [0]);
+    }
+}
+
+fn plain_address(output: &Output) -> PathBuf {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "containerd 1.6 reads both outputs as the address");
+    let text = String::from_utf8(output.stdout.clone()).expect("text");
+    text.strip_prefix("unix://").expect("a path").into()
+}
+
+#[test]
+fn a_start_answers_with_an_address_that_serves_whatever_its_input_is() {
+    let host = Host::new();
+    let options = Any { type_url: "runtimeoptions.v1.Options".into(), value: vec![9; 100], ..Any::default() };
+    let inputs = [Vec::new(), b"\xff\xff noise".to_vec(), options.write_to_bytes().expect("bytes"), vec![7; 3 << 20]];
+    for (number, input) in inputs.iter().enumerate() {
+        let id = format!("c{number}");
+        let bundle = host.bundle(&id, ALONE);
+        let socket = plain_address(&host.start(&bundle, &id, input));
+        assert_eq!(fs::read_to_string(bundle.join("address")).expect("file"), format!("unix://{}", socket.display()));
+        let request = ConnectRequest { id, ..ConnectRequest::default() };
+        let error =
+            client(&socket).connect(context::with_duration(Duration::from_secs(5)), &request).expect_err("empty");
+        assert!(matches!(error, ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::NOT_FOUND));
+    }
+}
+
+#[test]
+fn newer_containerds_are_answered_in_their_own_way() {
+    let host = Host::new();
+    let bundle = host.bundle("j", ALONE);
+    let mut command = host.shim(&bundle, "j", "start");
+    command.env("MAX_SHIM_VERSION", "3");
+    let answer: serde_json::Value = serde_json::from_slice(&run(command, b"").stdout).expect("json");
+    assert_eq!((answer["version"].as_u64(), answer["protocol"].as_str()), (Some(3), Some("ttrpc")));
+
+    let params = BootstrapParams { instance_id: "p".into(), namespace: "test".into(), ..BootstrapParams::default() };
+    let output = host.start(&host.bundle("p", ALONE), "p", &params.write_to_bytes().expect("bytes"));
+    let result = BootstrapResult::parse_from_bytes(&output.stdout).expect("protobuf");
+    assert!(UnixStream::connect(result.address.strip_prefix("unix://").expect("a path")).is_ok());
+}
+
+#[test]
+fn containers_of_one_pod_share_one_daemon_and_others_do_not() {
+    let host = Host::new();
+    let sandbox = plain_address(&host.start(&host.bundle("pod1", IN_POD), "pod1", b""));
+    let member = plain_address(&host.start(&host.bundle("c1", IN_POD), "c1", b""));
+    let stranger = plain_address(&host.start(&host.bundle("c2", ALONE), "c2", b""));
+    assert_eq!(sandbox, member);
+    assert_ne!(sandbox, stranger);
+    assert_eq!(host.sockets().len(), 2);
+}
+
+#[test]
+fn a_container_does_not_make_a_machine_for_a_pod_that_is_gone() {
+    let host = Host::new();
+    let output = host.start(&host.bundle("c1", IN_POD), "c1", b"");
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("pod1"), "{output:?}");
+    assert!(host.sockets().is_empty());
+}
+
+#[test]
+fn the_socket_is_a_path_for_root_alone() {
+    let host = Host::new();
+    let socket = plain_address(&host.start(&host.bundle("c", ALONE), "c", b""));
+    let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!((mode(&socket), mode(socket.parent().expect("folder"))), (0o600, 0o700));
+}
+
+#[test]
+fn a_broken_bundle_still_starts_so_that_create_can_say_what_is_wrong() {
+    let host = Host::new();
+    let bundle = host.bundle("c", "{ broken");
+    let socket = plain_address(&host.start(&bundle, "c", b""));
+    let request = containerd_shim_protos::api::CreateTaskRequest {
+        id: "c".into(),
+        bundle: bundle.display().to_string(),
+        ..Default::default()
+    };
+    let error = client(&socket).create(context::with_duration(Duration::from_secs(5)), &request).expect_err("refused");
+    let ttrpc::Error::RpcStatus(status) = error else { panic!("{error:?}") };
+    assert_eq!(status.code(), ttrpc::Code::INVALID_ARGUMENT);
+    assert!(status.message().contains("config.json"), "{}", status.message());
+}
+
+#[test]
+fn shutdown_ends_the_daemon_and_leaves_no_socket() {
+    let host = Host::new();
+    let socket = plain_address(&host.start(&host.bundle("c", ALONE), "c", b""));
+    shut_down(&socket);
+    assert!(host.sockets().is_empty());
+}
+
+#[test]
+fn delete_answers_137_quickly_and_can_be_repeated() {
+    let host = Host::new();
+    let bundle = host.bundle("c", ALONE);
+    let socket = plain_address(&host.start(&bundle, "c", b""));
+    shut_down(&socket);
+    for _ in 0..2 {
+        let before = Instant::now();
+        let output = run(host.shim(&bundle, "c", "delete"), b"");
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let response = DeleteResponse::parse_from_bytes(&output.stdout).expect("protobuf");
+        assert_eq!(response.exit_status, 137);
+        assert!(response.exited_at.seconds > 0);
+        assert!(before.elapsed() < Duration::from_secs(2));
+    }
+}
+
+#[test]
+fn delete_of_a_member_leaves_the_pods_daemon_alone() {
+    let host = Host::new();
+    let socket = plain_address(&host.start(&host.bundle("pod1", IN_POD), "pod1", b""));
+    let member = host.bundle("c1", IN_POD);
+    plain_address(&host.start(&member, "c1", b""));
+    assert!(run(host.shim(&member, "c1", "delete"), b"").status.success());
+    assert!(UnixStream::connect(&socket).is_ok());
+}
+
+#[test]
+fn after_a_killed_daemon_delete_removes_the_socket_and_start_makes_a_new_one() {
+    let host = Host::new();
+    let bundle = host.bundle("c", ALONE);
+    let socket = plain_address(&host.start(&bundle, "c", b""));
+    kill_daemon(&socket);
+    let again = plain_address(&host.start(&bundle, "c", b""));
+    assert_eq!(socket, again);
+    kill_daemon(&socket);
+    assert!(run(host.shim(&bundle, "c", "delete"), b"").status.success());
+    assert!(host.sockets().is_empty());
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_killed_by_delete() {
+    let host = Host::new();
+    let bundle = host.bundle("c", ALONE);
+    let socket = plain_address(&host.start(&bundle, "c", b""));
+    let peer = UnixStream::connect(&socket).expect("connected");
+    let pid = rustix::net::sockopt::socket_peercred(&peer).expect("peer").pid;
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopped");
+    let output = run(host.shim(&bundle, "c", "delete"), b"");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((&peer).read(&mut [0]).unwrap_or(0), 0, "nothing answered, and the connection is over");
+    assert!(host.sockets().is_empty());
+}
+
+#[test]
+fn info_and_version_need_no_containerd() {
+    let shim = || Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-rs-v2"));
+    let info = shim().arg("-info").stdin(Stdio::null()).output().expect("ran");
+    let info = RuntimeInfo::parse_from_bytes(&info.stdout).expect("protobuf");
+    assert_eq!(info.name, "io.containerd.kata-rs.v2");
+    let version = shim().arg("-v").output().expect("ran");
+    assert!(String::from_utf8_lossy(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
+}
+
+// The peer of the socket is the daemon, not the `start` that bound it.
+fn kill_daemon(socket: &Path) {
+    let peer = UnixStream::connect(socket).expect("connected");
+    let pid = rustix::net::sockopt::socket_peercred(&peer).expect("peer").pid;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+    let _ = (&peer).read(&mut [0]);
+}
