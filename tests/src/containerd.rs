@@ -1,0 +1,173 @@
+//! A private containerd: own root, state and socket, gone with the value.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::{Finished, command, prefix};
+
+/// The runtime under test.
+pub const RUNTIME: &str = "io.containerd.kata-rs.v2";
+/// What it is compared with.
+pub const RUNC: &str = "io.containerd.runc.v2";
+
+/// Time for containerd to come up, the emulated machine included.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A running containerd.
+pub struct Containerd {
+    folder: TempDir,
+    child: Child,
+    namespace: String,
+    next: AtomicU32,
+    extra_environment: Vec<(String, String)>,
+}
+
+impl Containerd {
+    /// Starts one and waits until it says that it serves.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same, with more environment for it and its shims.
+    pub fn start_with(environment: &[(&str, &str)]) -> Self {
+        let folder = tempfile::Builder::new().prefix("kata-rs-containerd-").tempdir().expect("a temporary folder");
+        fs::write(folder.path().join("config.toml"), config(&folder)).expect("writable");
+        let extra_environment: Vec<_> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let child = spawn(&folder, &extra_environment);
+        let namespace = format!("kata-rs-test-{}", std::process::id());
+        Self { folder, child, namespace, next: AtomicU32::new(1), extra_environment }
+    }
+
+    /// Stops it with a signal and starts it anew on the same folders; pods go on meanwhile.
+    pub fn restart(&mut self, with: rustix::process::Signal) {
+        command::signal(self.child.id(), with);
+        command::wait_for(&mut self.child, START_DEADLINE).expect("containerd ends when told");
+        self.child = spawn(&self.folder, &self.extra_environment);
+    }
+
+    /// The containerd namespace of the test.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// containerd's socket.
+    pub fn address(&self) -> PathBuf {
+        self.folder.path().join("containerd.sock")
+    }
+
+    /// A container id that was not used before.
+    pub fn fresh_id(&self) -> String {
+        format!("c{}-{}", std::process::id(), self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A `ctr` command, not started yet.
+    pub fn ctr<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.address()).args(["--namespace", &self.namespace]).args(arguments);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `ctr` to its end.
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Finished {
+        command::run(&mut self.ctr(arguments))
+    }
+
+    /// Imports an archive of ours and returns the image's name.
+    pub fn import(&self, image: &str) -> String {
+        self.run(["images".as_ref(), "import".as_ref(), prefix::image(image).as_os_str()]).success();
+        format!("docker.io/library/kata-rs-{image}:latest")
+    }
+
+    /// `ctr run --rm` with our runtime.
+    pub fn run_container(&self, flags: &[&str], image: &str, arguments: &[&str]) -> Finished {
+        self.run(self.container_arguments(RUNTIME, flags, image, &self.fresh_id(), arguments))
+    }
+
+    /// The words after `ctr` for a container that is removed at its end.
+    pub fn container_arguments(
+        &self,
+        runtime: &str,
+        flags: &[&str],
+        image: &str,
+        id: &str,
+        arguments: &[&str],
+    ) -> Vec<String> {
+        let mut words = vec!["run", "--rm", "--runtime", runtime];
+        words.extend(flags);
+        words.extend([image, id]);
+        words.extend(arguments);
+        words.into_iter().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        command::signal(self.child.id(), rustix::process::Signal::TERM);
+        if command::wait_for(&mut self.child, Duration::from_secs(10)).is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn spawn(folder: &TempDir, environment: &[(String, String)]) -> Child {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut child = Command::new("containerd")
+        .arg("--config")
+        .arg(folder.path().join("config.toml"))
+        .env("PATH", format!("{}:{path}", prefix::path().join("bin").display()))
+        .envs(environment.iter().cloned())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("containerd is installed: `make deps`");
+    let log = child.stderr.take().expect("asked for");
+    let (ready, is_ready) = mpsc::channel();
+    let copy = fs::File::create(folder.path().join("containerd.log")).expect("writable");
+    thread::spawn(move || watch(log, copy, &ready));
+    is_ready.recv_timeout(START_DEADLINE).expect("containerd comes up: see containerd.log");
+    child
+}
+
+/// Keeps the log, and tells when containerd serves.
+fn watch(log: impl std::io::Read, mut copy: fs::File, ready: &mpsc::Sender<()>) {
+    use std::io::Write;
+    for line in BufReader::new(log).lines().map_while(Result::ok) {
+        let _ = writeln!(copy, "{line}");
+        if line.contains("containerd successfully booted") {
+            let _ = ready.send(());
+        }
+    }
+}
+
+fn config(folder: &TempDir) -> String {
+    let folder = folder.path().display();
+    format!(
+        r#"version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
+[grpc]
+  address = "{folder}/containerd.sock"
+[ttrpc]
+  address = "{folder}/containerd.sock.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{folder}/opt"
+"#
+    )
+}

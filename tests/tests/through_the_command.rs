@@ -1,0 +1,350 @@
+//! `kata-rs run` and `kata-rs check`, without containerd or any daemon.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard},
+};
+
+use tests::{Finished, Residue, command, needs, prefix, pty::Session, requirement::emulated, run};
+
+/// Counting what is left behind allows nothing beside it.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn kata_rs() -> Command {
+    let mut command = Command::new(prefix::bin("kata-rs"));
+    command.stdin(Stdio::null());
+    command
+}
+
+fn run_in(flags: &[&str], image: &Path, words: &[&str]) -> Finished {
+    run(kata_rs().arg("run").args(flags).arg(image).args(words))
+}
+
+fn sh(flags: &[&str], line: &str) -> Finished {
+    run_in(flags, &prefix::image("busybox"), &["sh", "-c", line])
+}
+
+#[test]
+fn an_archive_runs_and_its_exit_code_comes_through() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let before = Residue::now();
+    let finished = sh(&[], "uname -r; exit 42");
+    assert_eq!(finished.code(), 42, "{}", finished.stderr);
+    assert!(finished.stdout.starts_with("6.12"), "{}", finished.stdout);
+    before.assert_nothing_new();
+}
+
+#[test]
+fn flags_reach_the_container() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let finished = sh(
+        &["-e", "COLOUR=green", "-w", "/tmp", "-u", "1000:1000", "--hostname", "apple"],
+        "echo $COLOUR; pwd; id -u; id -g; hostname",
+    );
+    assert_eq!(finished.success(), "green\n/tmp\n1000\n1000\napple\n");
+}
+
+#[test]
+fn limits_are_the_containers_cgroup() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let finished = sh(&["--memory", "96m", "--cpus", "0.5"], "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max");
+    assert_eq!(finished.success(), format!("{}\n50000 100000\n", 96 << 20));
+}
+
+#[test]
+fn two_cpus_are_two_vcpus_where_the_host_can() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let software = run(kata_rs().arg("check")).stdout.contains("PVM");
+    let expected = if software { "1" } else { "2" };
+    assert_eq!(sh(&["--cpus", "2"], "nproc").success().trim(), expected);
+}
+
+#[test]
+fn a_volume_is_shared_both_ways_and_read_only_means_it() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let folder = tempfile::Builder::new().prefix("kata-rs-volume-").tempdir().expect("a folder");
+    fs::write(folder.path().join("in"), "hello").expect("writable");
+    let volume = |suffix: &str| format!("{}:/data{suffix}", folder.path().display());
+    let printed = sh(&["-v", &volume("")], "cat /data/in; echo back > /data/out").success();
+    assert_eq!(
+        (printed.as_str(), fs::read_to_string(folder.path().join("out")).expect("there").as_str()),
+        ("hello", "back\n")
+    );
+    assert_ne!(sh(&["-v", &volume(":ro")], "echo x > /data/out").code(), 0);
+    assert_eq!(fs::read_to_string(folder.path().join("out")).expect("there"), "back\n");
+}
+
+#[test]
+fn an_image_is_not_changed_by_a_run() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    sh(&[], "rm /bin/ls; echo x > /etc/passwd").success();
+    assert!(sh(&[], "ls /bin/ls; grep root /etc/passwd").success().contains("/bin/ls\nroot:"));
+}
+
+#[test]
+fn a_root_filesystem_folder_and_a_layout_folder_run_too() {
+    needs!(Kvm, Root, Stage, Program("tar"));
+    let _alone = alone();
+    let layout = tempfile::Builder::new().prefix("kata-rs-layout-").tempdir().expect("a folder");
+    run(Command::new("tar").arg("-xf").arg(prefix::image("busybox")).arg("-C").arg(layout.path())).success();
+    assert_eq!(run_in(&[], layout.path(), &["echo", "layout"]).success(), "layout\n");
+    let rootfs = tempfile::Builder::new().prefix("kata-rs-rootfs-").tempdir().expect("a folder");
+    for folder in ["bin", "proc", "dev", "sys"] {
+        fs::create_dir(rootfs.path().join(folder)).expect("made");
+    }
+    fs::copy(prefix::static_busybox().expect("staged"), rootfs.path().join("bin/busybox")).expect("copied");
+    assert_eq!(run_in(&[], rootfs.path(), &["/bin/busybox", "echo", "folder"]).success(), "folder\n");
+}
+
+#[test]
+fn standard_input_reaches_the_container() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let mut child = kata_rs()
+        .args(["run", "-i"])
+        .arg(prefix::image("busybox"))
+        .args(["sh", "-c", "cat | tr a-z A-Z"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    std::io::Write::write_all(&mut child.stdin.take().expect("asked for"), b"hello\n").expect("taken");
+    assert_eq!(child.wait_with_output().expect("ends").stdout, b"HELLO\n");
+}
+
+#[test]
+fn a_shell_at_a_terminal_has_job_control_resize_and_ctrl_c() {
+    needs!(Kvm, Root, Stage, Program("setsid"));
+    let _alone = alone();
+    let before = Residue::now();
+    let mut command = kata_rs();
+    command.args(["run", "-it"]).arg(prefix::image("busybox")).arg("sh");
+    let mut session = Session::start(&command, 90, 25);
+    session.expect("#");
+    session.type_in("stty size\r");
+    session.expect("25 90");
+    session.resize(120, 40);
+    session.type_in("stty size\r");
+    session.expect("40 120");
+    session.type_in("sleep 1000\r");
+    session.expect("sleep 1000");
+    session.type_in("\x03");
+    session.expect("#");
+    session.type_in("echo after=$?\r");
+    session.expect("after=130");
+    session.type_in("sleep 1000 &\r");
+    session.expect("#");
+    session.type_in("jobs; kill %1\r");
+    session.expect("Running");
+    session.type_in("exit 5\r");
+    assert_eq!(session.wait().code(), Some(5));
+    before.assert_nothing_new();
+}
+
+#[test]
+fn ctrl_c_without_a_terminal_ends_the_container() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let before = Residue::now();
+    let mut child = kata_rs()
+        .arg("run")
+        .arg(prefix::image("busybox"))
+        .args(["sh", "-c", "trap 'exit 33' INT; echo ready; while :; do sleep 0.1; done"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("asked for");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    command::signal(child.id(), rustix::process::Signal::INT);
+    assert_eq!(command::wait_for(&mut child, command::DEADLINE).expect("ends").code(), Some(33));
+    before.assert_nothing_new();
+}
+
+#[test]
+fn a_killed_command_leaves_nothing_after_the_next_one() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let before = Residue::now();
+    let mut child = kata_rs()
+        .arg("run")
+        .arg(prefix::image("busybox"))
+        .args(["sh", "-c", "echo ready; sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().expect("asked for")), &mut line)
+        .expect("a line");
+    child.kill().expect("killed");
+    child.wait().expect("reaped");
+    sh(&[], "true").success();
+    before.assert_nothing_new();
+}
+
+#[test]
+fn timing_shows_where_the_time_went() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let finished = sh(&["--timing"], "true");
+    for moment in ["command starts", "vmm start", "agent call", "container started", "all is gone"] {
+        assert!(finished.stderr.contains(moment), "{moment} is not in\n{}", finished.stderr);
+    }
+}
+
+#[test]
+fn the_host_of_the_tests_is_ready() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let finished = run(kata_rs().arg("check"));
+    assert_eq!(finished.code(), 0, "{}", finished.stdout);
+    assert!(finished.stdout.contains("this host is ready"), "{}", finished.stdout);
+}
+
+/// A copy of the installation that a test may break; links, but for the files named.
+struct Broken {
+    folder: tempfile::TempDir,
+}
+
+impl Broken {
+    fn installation() -> Self {
+        let folder = tempfile::Builder::new().prefix("kata-rs-broken-").tempdir().expect("a folder");
+        run(Command::new("cp").arg("-r").arg(prefix::path()).arg(folder.path().join("p"))).success();
+        Self { folder }
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join("p").join(name)
+    }
+
+    /// Runs `true`; it must fail within seconds, name the words, and leave nothing.
+    fn fails_naming(&self, words: &[&str]) {
+        let before = Residue::now();
+        let deadline = std::time::Duration::from_secs(if emulated() { 60 } else { 15 });
+        let mut command = kata_rs();
+        command
+            .env("KATA_RS_PREFIX", self.folder.path().join("p"))
+            .arg("run")
+            .arg(prefix::image("busybox"))
+            .arg("true");
+        let finished = tests::run_for(&mut command, deadline);
+        assert_eq!(finished.code(), 125, "{}", finished.stderr);
+        for word in words {
+            assert!(finished.stderr.contains(word), "{word:?} is not in: {}", finished.stderr);
+        }
+        before.assert_nothing_new();
+    }
+}
+
+const KERNELS: [&str; 2] = ["share/kata-rs/vmlinux-hw", "share/kata-rs/vmlinux-pvm"];
+
+#[test]
+fn a_missing_kernel_is_named() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let broken = Broken::installation();
+    KERNELS.iter().for_each(|kernel| fs::remove_file(broken.file(kernel)).expect("there"));
+    broken.fails_naming(&["vmlinux"]);
+}
+
+#[test]
+fn a_truncated_kernel_is_named() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let broken = Broken::installation();
+    for kernel in KERNELS {
+        File::truncate(&broken.file(kernel), 100_000);
+    }
+    broken.fails_naming(&["kernel"]);
+}
+
+#[test]
+fn a_kernel_of_noise_is_named() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let broken = Broken::installation();
+    for kernel in KERNELS {
+        fs::write(broken.file(kernel), vec![0x5a; 1 << 20]).expect("written");
+    }
+    broken.fails_naming(&["vmlinux"]);
+}
+
+#[test]
+fn a_corrupt_guest_image_shows_the_guests_console() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let broken = Broken::installation();
+    let image = broken.file("share/kata-rs/guest.erofs");
+    let mut bytes = fs::read(&image).expect("there");
+    // The superblock stays: the kernel mounts it and finds noise.
+    bytes[4096..].iter_mut().for_each(|byte| *byte ^= 0x5a);
+    fs::write(&image, bytes).expect("written");
+    broken.fails_naming(&["guest"]);
+}
+
+#[test]
+fn an_empty_guest_image_is_named() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let broken = Broken::installation();
+    File::truncate(&broken.file("share/kata-rs/guest.erofs"), 0);
+    broken.fails_naming(&["guest.erofs"]);
+}
+
+#[test]
+fn a_missing_program_is_named() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    for program in ["libexec/kata-rs/kata-rs-vmm", "libexec/kata-rs/virtiofsd"] {
+        let broken = Broken::installation();
+        fs::remove_file(broken.file(program)).expect("there");
+        broken.fails_naming(&[program]);
+    }
+}
+
+#[test]
+fn an_image_that_is_none_is_named() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let before = Residue::now();
+    let noise = tempfile::Builder::new().prefix("kata-rs-noise-").tempfile().expect("a file");
+    fs::write(noise.path(), vec![0x5a; 8192]).expect("written");
+    let finished = run_in(&[], noise.path(), &["true"]);
+    assert_eq!(finished.code(), 125);
+    assert!(finished.stderr.contains("not an OCI image"), "{}", finished.stderr);
+    let finished = run_in(&[], Path::new("/no/such/image"), &["true"]);
+    assert!(finished.code() == 125 && finished.stderr.contains("/no/such/image"), "{}", finished.stderr);
+    drop(noise);
+    before.assert_nothing_new();
+}
+
+#[test]
+fn a_missing_command_exits_with_127() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let finished = run_in(&[], &prefix::image("busybox"), &["no-such-command"]);
+    assert_eq!(finished.code(), 127, "{}", finished.stderr);
+    assert!(finished.stderr.contains("no-such-command"), "{}", finished.stderr);
+    let finished = run_in(&[], &prefix::image("busybox"), &["/etc/passwd"]);
+    assert_eq!(finished.code(), 126, "{}", finished.stderr);
+}
+
+struct File;
+
+impl File {
+    fn truncate(path: &Path, len: u64) {
+        fs::File::options().write(true).open(path).and_then(|file| file.set_len(len)).expect("truncated");
+    }
+}
