@@ -1,0 +1,256 @@
+//! The real runtime: containers made by the crate `container`.
+//!
+//! A stage (a process of our own binary, waiting to be told what to become) is prepared while the host reads our hello, so that the
+//! first create of a pod does not pay for it.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex},
+};
+
+use agent_protocol::messages::{DeviceIo, StatsResponse};
+use container::{
+    Cgroup, CgroupError, ContainerHandle, ContainerPlan, Created, FailureKind, GuestFacts, PlanError, Stage, StageError,
+    StdioFds, TerminalSize, plan, plan_exec, plan_limits,
+};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    refusal::{Refusal, with_sources},
+    runtime::{Container, ProcessStdio, Runtime, Size, Spawned},
+};
+
+/// Makes containers.
+pub struct Stages {
+    guest: Arc<GuestFacts>,
+    spare: Arc<Spare>,
+}
+
+/// At most one stage that waits for its order.
+#[derive(Default)]
+struct Spare(Mutex<Option<Stage>>);
+
+struct Contained {
+    plan: ContainerPlan,
+    cgroup: Cgroup,
+    init_pid: u32,
+    pidfd: OwnedFd,
+    gate: Mutex<Option<container::Gate>>,
+    guest: Arc<GuestFacts>,
+    spare: Arc<Spare>,
+}
+
+impl Stages {
+    /// Reads what the guest is. /proc and /sys/fs/cgroup must be mounted.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self::with(GuestFacts::read()?))
+    }
+
+    /// For a guest with these facts.
+    pub fn with(guest: GuestFacts) -> Self {
+        Self { guest: Arc::new(guest), spare: Arc::default() }
+    }
+}
+
+impl Spare {
+    /// The prepared stage, or one made now.
+    fn take(&self) -> Result<Stage, Refusal> {
+        let spare = self.0.lock().expect("no code panics while it holds this lock").take();
+        spare.map_or_else(Stage::prepare, Ok).map_err(|error| Refusal::failed("prepare a process", error))
+    }
+
+    fn fill(&self) {
+        let mut spare = self.0.lock().expect("no code panics while it holds this lock");
+        if spare.is_none() {
+            // Made when needed, then, with its error where it belongs.
+            *spare = Stage::prepare().ok();
+        }
+    }
+}
+
+impl Runtime for Stages {
+    fn create(&self, id: &str, spec: &Spec, stdio: ProcessStdio) -> Result<(Spawned, Arc<dyn Container>), Refusal> {
+        let what = || format!("container {id:?}");
+        let plan = plan(id, spec, &self.guest).map_err(|error| of_plan(&what(), error))?;
+        for warning in &plan.warnings {
+            log::info!("container {id:?} goes without {warning}");
+        }
+        let cgroup = Cgroup::create(&self.guest.cgroup_root, &plan.cgroup.path).map_err(|error| of_cgroup(&what(), error))?;
+        let made = self.make(&plan, &cgroup, stdio).map_err(|refusal| {
+            give_back(&cgroup);
+            refusal
+        });
+        let (pid, pidfd, master, gate) = split(made?);
+        let container = Contained {
+            plan,
+            cgroup,
+            init_pid: pid,
+            pidfd,
+            gate: Mutex::new(Some(gate)),
+            guest: self.guest.clone(),
+            spare: self.spare.clone(),
+        };
+        Ok((Spawned { pid, master }, Arc::new(container)))
+    }
+
+    fn warm_up(&self) {
+        self.spare.fill();
+    }
+}
+
+impl Stages {
+    fn make(&self, plan: &ContainerPlan, cgroup: &Cgroup, stdio: ProcessStdio) -> Result<Created, Refusal> {
+        let what = || format!("container {:?}", plan.id);
+        cgroup.apply(&plan.cgroup.limits).map_err(|error| of_cgroup(&what(), error))?;
+        cgroup.attach_devices(&plan.cgroup.devices).map_err(|error| of_cgroup(&what(), error))?;
+        let stdio = fds(stdio).map_err(|error| Refusal::failed("open /dev/null", error))?;
+        self.spare.take()?.create(plan, cgroup, stdio).map_err(|error| of_stage(&what(), error))
+    }
+}
+
+impl Container for Contained {
+    fn start(&self) -> Result<(), Refusal> {
+        let gate = self.gate.lock().expect("no code panics while it holds this lock").take();
+        let what = format!("container {:?}", self.plan.id);
+        let gate = gate.ok_or_else(|| Refusal::failed(format!("start {what}"), "its gate was opened before"))?;
+        gate.start().map_err(|error| of_stage(&what, error))
+    }
+
+    fn exec(&self, process: &Process, stdio: ProcessStdio) -> Result<Spawned, Refusal> {
+        let what = || format!("an exec in container {:?}", self.plan.id);
+        let plan = plan_exec(process, &self.plan, &self.guest).map_err(|error| of_plan(&what(), error))?;
+        let stdio = fds(stdio).map_err(|error| Refusal::failed("open /dev/null", error))?;
+        let target = ContainerHandle { init_pid: self.init_pid, pidfd: self.pidfd.as_fd(), cgroup: &self.cgroup };
+        let created = self.spare.take()?.exec(&target, &plan, stdio).map_err(|error| of_stage(&what(), error))?;
+        let (pid, _pidfd, master, gate) = split(created);
+        gate.start().map_err(|error| of_stage(&what(), error))?;
+        Ok(Spawned { pid, master })
+    }
+
+    fn signal_all(&self, signal: Signal) -> Result<(), Refusal> {
+        let what = || format!("container {:?}", self.plan.id);
+        if signal == Signal::KILL {
+            return self.cgroup.kill().map_err(|error| of_cgroup(&what(), error));
+        }
+        for pid in self.cgroup.procs().map_err(|error| of_cgroup(&what(), error))? {
+            let target = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            // A process that has ended meanwhile needs no signal.
+            let _ = target.map(|target| kill_process(target, signal));
+        }
+        Ok(())
+    }
+
+    fn oom_kills(&self) -> u64 {
+        self.cgroup.oom_kills().unwrap_or(0)
+    }
+
+    fn ends_with_its_first(&self) -> bool {
+        self.plan.namespaces.new.contains(&container::plan::Namespace::Pid)
+    }
+
+    fn pids(&self) -> Result<Vec<u32>, Refusal> {
+        self.cgroup.procs().map_err(|error| of_cgroup("the list of processes", error))
+    }
+
+    fn stats(&self) -> Result<StatsResponse, Refusal> {
+        self.cgroup.stats().map(counters).map_err(|error| of_cgroup("the counters", error))
+    }
+
+    fn update(&self, resources: &LinuxResources) -> Result<(), Refusal> {
+        let limits = plan_limits(resources, &self.guest).map_err(|error| of_plan("new limits", error))?;
+        self.cgroup.apply(&limits).map_err(|error| of_cgroup("new limits", error))
+    }
+
+    fn freeze(&self, frozen: bool) -> Result<(), Refusal> {
+        let done = if frozen { self.cgroup.freeze() } else { self.cgroup.thaw() };
+        done.map_err(|error| of_cgroup(if frozen { "pause" } else { "resume" }, error))
+    }
+
+    fn destroy(&self) -> Result<(), Refusal> {
+        let what = || format!("delete container {:?}", self.plan.id);
+        if !self.cgroup.path().exists() {
+            return Ok(());
+        }
+        self.cgroup.kill().and_then(|()| self.cgroup.remove()).map_err(|error| Refusal::failed(what(), error))
+    }
+}
+
+/// After a failed create: its processes are dead or dying, and the cgroup must not stand in the way of the next try.
+fn give_back(cgroup: &Cgroup) {
+    if let Err(error) = cgroup.kill().and_then(|()| cgroup.remove()) {
+        log::warn!("a cgroup is left over: {}", with_sources(&error));
+    }
+}
+
+fn split(created: Created) -> (u32, OwnedFd, Option<OwnedFd>, container::Gate) {
+    (created.pid, created.pidfd, created.console, created.gate)
+}
+
+fn fds(stdio: ProcessStdio) -> io::Result<StdioFds> {
+    let or_null = |fd: Option<OwnedFd>| {
+        fd.map_or_else(|| File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from), Ok)
+    };
+    Ok(match stdio {
+        ProcessStdio::Descriptors { stdin, stdout, stderr } => {
+            StdioFds::Pipes { stdin: or_null(stdin)?, stdout: or_null(stdout)?, stderr: or_null(stderr)? }
+        }
+        ProcessStdio::Terminal(Size { columns: 0, .. } | Size { rows: 0, .. }) => StdioFds::Terminal { size: None },
+        ProcessStdio::Terminal(Size { columns, rows }) => {
+            StdioFds::Terminal { size: Some(TerminalSize { columns, rows }) }
+        }
+    })
+}
+
+fn of_plan(what: &str, error: PlanError) -> Refusal {
+    match error {
+        PlanError::Unsupported { .. } => Refusal::Unsupported { what: what.to_owned(), source: error.into() },
+        error => Refusal::invalid(what, error),
+    }
+}
+
+fn of_stage(what: &str, error: StageError) -> Refusal {
+    let status = match error.failure().map(|failure| failure.kind) {
+        Some(FailureKind::CommandNotFound) => 127,
+        Some(FailureKind::CommandNotExecutable) => 126,
+        Some(FailureKind::Other) | None => return Refusal::failed(format!("make {what}"), error),
+    };
+    Refusal::NotRunnable { what: what.to_owned(), status, source: error.into() }
+}
+
+fn of_cgroup(what: &str, error: CgroupError) -> Refusal {
+    Refusal::failed(format!("control the cgroup for {what}"), error)
+}
+
+fn counters(stats: container::Stats) -> StatsResponse {
+    let io = stats.io.into_iter().map(|device| DeviceIo {
+        major: device.major,
+        minor: device.minor,
+        read_bytes: device.read_bytes,
+        write_bytes: device.write_bytes,
+        read_ops: device.read_ops,
+        write_ops: device.write_ops,
+        ..Default::default()
+    });
+    StatsResponse {
+        cpu_usage_usec: stats.cpu_usage_usec,
+        cpu_user_usec: stats.cpu_user_usec,
+        cpu_system_usec: stats.cpu_system_usec,
+        cpu_periods: stats.cpu_periods,
+        cpu_throttled_periods: stats.cpu_throttled_periods,
+        cpu_throttled_usec: stats.cpu_throttled_usec,
+        memory_current: stats.memory_current,
+        memory_max: stats.memory_max,
+        memory_peak: stats.memory_peak,
+        swap_current: stats.swap_current,
+        swap_max: stats.swap_max,
+        memory_stat: stats.memory_stat.into_iter().collect(),
+        pids_current: stats.pids_current,
+        pids_max: stats.pids_max,
+        memory_events: stats.memory_events.into_iter().collect(),
+        io: io.collect(),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,325 @@
+//! The real service, over a socketpair, with ordinary processes in place of containers: unprivileged, on any machine.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    sync::Arc,
+    time::Duration,
+};
+
+use agent::{call, home::Home, plain::PlainProcesses, service::Service, streams::Streams};
+use agent_protocol::{messages as m, service::AgentClient, stream_header};
+use protobuf::MessageField;
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
+use ttrpc::{Code, asynchronous::Client, asynchronous::transport::Socket, context};
+
+/// What a host has: the client, and a way to connect streams.
+struct Host {
+    client: AgentClient,
+    streams: Streams,
+    served: JoinHandle<Result<(), call::CallError>>,
+    _run: tempfile::TempDir,
+}
+
+/// Longest that any step of these tests may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Host {
+    fn new() -> Self {
+        let run = tempfile::tempdir().unwrap();
+        let home = Home::guest_of_process(run.path().to_owned());
+        let service = Service::start(home, Arc::new(PlainProcesses)).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let streams = service.streams();
+        let served = tokio::spawn(call::serve(service, theirs.into()));
+        ours.set_nonblocking(true).unwrap();
+        let socket = Socket::new(tokio::net::UnixStream::from_std(ours).unwrap());
+        Self { client: AgentClient::new(Client::new(socket)), streams, served, _run: run }
+    }
+
+    fn connect(&self, number: u64) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (&ours).write_all(&stream_header(number)).unwrap();
+        tokio::spawn(self.streams.clone().introduce(theirs.into()));
+        ours
+    }
+
+    async fn create(&self, id: &str, script: &str, stdio: m::Stdio) -> ttrpc::Result<u32> {
+        let oci_spec = spec(&["/bin/sh", "-c", script], false);
+        let stdio = MessageField::some(stdio);
+        let request = m::CreateContainerRequest { container_id: id.into(), oci_spec, stdio, ..Default::default() };
+        self.client.create_container(soon(), &request).await.map(|created| created.pid)
+    }
+
+    async fn start(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
+        let request = m::StartRequest { process: process(id, exec), ..Default::default() };
+        self.client.start(soon(), &request).await.map(|started| started.pid)
+    }
+
+    async fn run(&self, id: &str, script: &str) -> u32 {
+        self.create(id, script, m::Stdio::new()).await.unwrap();
+        self.start(id, "").await.unwrap()
+    }
+
+    async fn add_exec(&self, id: &str, exec: &str, program: &[&str]) -> ttrpc::Result<m::Empty> {
+        let oci_process = serde_json::to_vec(&serde_json::json!({ "args": program, "cwd": "/" })).unwrap();
+        let request = m::AddExecRequest { process: process(id, exec), oci_process, ..Default::default() };
+        self.client.add_exec(soon(), &request).await
+    }
+
+    async fn signal(&self, id: &str, exec: &str, signal: u32) -> ttrpc::Result<m::Empty> {
+        let request = m::SignalRequest { process: process(id, exec), signal, ..Default::default() };
+        self.client.signal(soon(), &request).await
+    }
+
+    fn wait(&self, id: &str, exec: &str) -> JoinHandle<ttrpc::Result<m::WaitResponse>> {
+        let client = self.client.clone();
+        let request = m::WaitRequest { process: process(id, exec), ..Default::default() };
+        tokio::spawn(async move { client.wait(context::with_timeout(0), &request).await })
+    }
+
+    async fn status(&self, id: &str, exec: &str) -> u32 {
+        timeout(PATIENCE, self.wait(id, exec)).await.unwrap().unwrap().unwrap().exit_status
+    }
+
+    async fn delete(&self, id: &str, exec: &str) -> ttrpc::Result<m::DeleteResponse> {
+        let request = m::DeleteRequest { process: process(id, exec), ..Default::default() };
+        self.client.delete(soon(), &request).await
+    }
+}
+
+fn soon() -> context::Context {
+    context::with_timeout(i64::try_from(PATIENCE.as_nanos()).unwrap())
+}
+
+fn process(id: &str, exec: &str) -> MessageField<m::ProcessId> {
+    MessageField::some(m::ProcessId { container_id: id.into(), exec_id: exec.into(), ..Default::default() })
+}
+
+fn spec(args: &[&str], terminal: bool) -> Vec<u8> {
+    let process = serde_json::json!({ "args": args, "cwd": "/", "terminal": terminal, "env": ["PATH=/usr/bin:/bin"] });
+    let spec = serde_json::json!({ "ociVersion": "1.2.0", "process": process, "root": { "path": "/" } });
+    serde_json::to_vec(&spec).unwrap()
+}
+
+fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Code {
+    match result.expect_err("refused") {
+        ttrpc::Error::RpcStatus(status) => status.code(),
+        other => panic!("a status, not {other}"),
+    }
+}
+
+fn read_all(mut stream: UnixStream) -> JoinHandle<Vec<u8>> {
+    spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
+
+#[tokio::test]
+async fn a_container_runs_after_its_start_and_tells_its_status() {
+    let host = Host::new();
+    let pid = host.create("c1", "exit 42", m::Stdio::new()).await.unwrap();
+    let waiting = host.wait("c1", "");
+    assert_eq!(host.start("c1", "").await.unwrap(), pid);
+    assert_eq!(timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap().exit_status, 42);
+    let deleted = host.delete("c1", "").await.unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status), (pid, 42));
+    assert_eq!(code(host.start("c1", "").await), Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn all_three_streams_carry_their_bytes() {
+    let host = Host::new();
+    let (mut stdin, stdout, stderr) = (host.connect(1), host.connect(2), host.connect(3));
+    let stdio = m::Stdio { stdin: 1, stdout: 2, stderr: 3, ..Default::default() };
+    host.create("c1", "cat; echo done >&2", stdio).await.unwrap();
+    host.start("c1", "").await.unwrap();
+    stdin.write_all(b"to be echoed").unwrap();
+    drop(stdin);
+    assert_eq!(read_all(stdout).await.unwrap(), b"to be echoed");
+    assert_eq!(read_all(stderr).await.unwrap(), b"done\n");
+    assert_eq!(host.status("c1", "").await, 0);
+}
+
+#[tokio::test]
+async fn output_written_just_before_the_end_arrives_though_the_container_is_deleted() {
+    let host = Host::new();
+    let stdout = host.connect(2);
+    host.create("c1", "head -c 3000000 /dev/zero", m::Stdio { stdout: 2, ..Default::default() }).await.unwrap();
+    host.start("c1", "").await.unwrap();
+    let got = read_all(stdout);
+    assert_eq!(host.status("c1", "").await, 0);
+    host.delete("c1", "").await.unwrap();
+    assert_eq!(got.await.unwrap().len(), 3_000_000);
+}
+
+#[tokio::test]
+async fn a_terminal_has_its_size_and_can_be_resized() {
+    let host = Host::new();
+    let (mut keys, screen) = (host.connect(1), host.connect(2));
+    let request = m::CreateContainerRequest {
+        container_id: "c1".into(),
+        oci_spec: spec(&["/bin/sh", "-c", "stty size; read line; stty size"], true),
+        stdio: MessageField::some(m::Stdio { stdin: 1, stdout: 2, ..Default::default() }),
+        columns: 80,
+        rows: 25,
+        ..Default::default()
+    };
+    host.client.create_container(soon(), &request).await.unwrap();
+    host.start("c1", "").await.unwrap();
+    let request = m::ResizeRequest { process: process("c1", ""), columns: 132, rows: 43, ..Default::default() };
+    let mut screen = screen;
+    let first = spawn_blocking(move || {
+        let mut line = [0; 7];
+        screen.read_exact(&mut line).unwrap();
+        (screen, line)
+    });
+    let (screen, line) = timeout(PATIENCE, first).await.unwrap().unwrap();
+    assert_eq!(&line, b"25 80\r\n");
+    host.client.resize(soon(), &request).await.unwrap();
+    keys.write_all(b"\n").unwrap();
+    assert!(read_all(screen).await.unwrap().ends_with(b"43 132\r\n"));
+    assert_eq!(host.status("c1", "").await, 0);
+}
+
+#[tokio::test]
+async fn a_kill_ends_a_process_and_a_second_one_finds_nobody() {
+    let host = Host::new();
+    host.run("c1", "exec sleep 1000").await;
+    host.signal("c1", "", 9).await.unwrap();
+    assert_eq!(host.status("c1", "").await, 137);
+    assert_eq!(code(host.signal("c1", "", 9).await), Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn every_waiter_is_released_and_a_late_one_answered_at_once() {
+    let host = Host::new();
+    host.run("c1", "exec sleep 1000").await;
+    let waiters: Vec<_> = (0..5).map(|_| host.wait("c1", "")).collect();
+    tokio::task::yield_now().await;
+    host.signal("c1", "", 15).await.unwrap();
+    for waiter in waiters {
+        assert_eq!(timeout(PATIENCE, waiter).await.unwrap().unwrap().unwrap().exit_status, 143);
+    }
+    assert_eq!(host.status("c1", "").await, 143);
+}
+
+#[tokio::test]
+async fn an_exec_has_a_life_of_its_own() {
+    let host = Host::new();
+    host.run("c1", "exec sleep 1000").await;
+    host.add_exec("c1", "e1", &["/bin/sh", "-c", "exit 7"]).await.unwrap();
+    assert_eq!(code(host.signal("c1", "e1", 9).await), Code::FAILED_PRECONDITION);
+    host.start("c1", "e1").await.unwrap();
+    assert_eq!(host.status("c1", "e1").await, 7);
+    assert_eq!(host.delete("c1", "e1").await.unwrap().exit_status, 7);
+    assert_eq!(code(host.delete("c1", "e1").await), Code::NOT_FOUND);
+    host.signal("c1", "", 9).await.unwrap();
+    assert_eq!(host.status("c1", "").await, 137);
+}
+
+#[tokio::test]
+async fn an_exec_of_a_missing_program_fails_at_start_with_a_shells_status() {
+    let host = Host::new();
+    host.run("c1", "exec sleep 1000").await;
+    host.add_exec("c1", "e1", &["/nonexistent"]).await.unwrap();
+    let error = host.start("c1", "e1").await.expect_err("there is no such program").to_string();
+    assert!(error.contains("/nonexistent"), "{error}");
+    assert_eq!(host.status("c1", "e1").await, 127);
+    host.delete("c1", "e1").await.unwrap();
+    host.signal("c1", "", 9).await.unwrap();
+}
+
+#[tokio::test]
+async fn names_are_unique_until_deleted() {
+    let host = Host::new();
+    host.run("c1", "exit 0").await;
+    assert_eq!(code(host.create("c1", "exit 0", m::Stdio::new()).await), Code::ALREADY_EXISTS);
+    host.status("c1", "").await;
+    host.delete("c1", "").await.unwrap();
+    host.run("c1", "exit 3").await;
+    assert_eq!(host.status("c1", "").await, 3);
+}
+
+#[tokio::test]
+async fn a_running_container_is_not_deleted_and_a_created_one_is() {
+    let host = Host::new();
+    host.run("c1", "exec sleep 1000").await;
+    assert_eq!(code(host.delete("c1", "").await), Code::FAILED_PRECONDITION);
+    host.signal("c1", "", 9).await.unwrap();
+    host.create("c2", "exit 0", m::Stdio::new()).await.unwrap();
+    assert_eq!(host.delete("c2", "").await.unwrap().exit_status, 137);
+}
+
+#[tokio::test]
+async fn a_kill_is_not_behind_a_create_that_waits_for_its_streams() {
+    let host = Host::new();
+    host.run("c1", "exec sleep 1000").await;
+    let client = host.client.clone();
+    let request = m::CreateContainerRequest {
+        container_id: "c2".into(),
+        oci_spec: spec(&["/bin/true"], false),
+        stdio: MessageField::some(m::Stdio { stdout: 99, ..Default::default() }),
+        ..Default::default()
+    };
+    let stuck = tokio::spawn(async move { client.create_container(soon(), &request).await });
+    host.signal("c1", "", 9).await.unwrap();
+    assert_eq!(host.status("c1", "").await, 137);
+    assert!(!stuck.is_finished(), "stream 99 was never connected");
+    assert_eq!(code(host.start("c2", "").await), Code::FAILED_PRECONDITION);
+    let _late = host.connect(99);
+    stuck.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_paused_container_runs_no_exec() {
+    let host = Host::new();
+    host.run("c1", "exec sleep 1000").await;
+    host.add_exec("c1", "e1", &["/bin/true"]).await.unwrap();
+    let container = m::ContainerRequest { container_id: "c1".into(), ..Default::default() };
+    host.client.pause(soon(), &container).await.unwrap();
+    assert_eq!(code(host.start("c1", "e1").await), Code::FAILED_PRECONDITION);
+    host.client.resume(soon(), &container).await.unwrap();
+    host.start("c1", "e1").await.unwrap();
+    assert_eq!(host.status("c1", "e1").await, 0);
+    host.signal("c1", "", 9).await.unwrap();
+}
+
+#[tokio::test]
+async fn nonsense_is_refused_with_its_own_code() {
+    let host = Host::new();
+    assert_eq!(code(host.start("", "").await), Code::INVALID_ARGUMENT);
+    assert_eq!(code(host.start("nobody", "").await), Code::NOT_FOUND);
+    assert_eq!(code(host.signal("nobody", "", 65).await), Code::INVALID_ARGUMENT);
+    let request = m::CreateContainerRequest { container_id: "c1".into(), oci_spec: b"{".into(), ..Default::default() };
+    assert_eq!(code(host.client.create_container(soon(), &request).await), Code::INVALID_ARGUMENT);
+    host.run("c1", "exec sleep 1000").await;
+    let update = m::UpdateRequest { container_id: "c1".into(), oci_resources: b"{}".into(), ..Default::default() };
+    assert_eq!(code(host.client.update(soon(), &update).await), Code::UNIMPLEMENTED);
+    host.signal("c1", "", 9).await.unwrap();
+}
+
+#[tokio::test]
+async fn power_off_kills_answers_and_hangs_up() {
+    let host = Host::new();
+    host.run("c1", "exec sleep 1000").await;
+    let waiting = host.wait("c1", "");
+    host.client.power_off(soon(), &m::Empty::new()).await.unwrap();
+    timeout(PATIENCE, host.served).await.unwrap().unwrap().unwrap();
+    if let Ok(ended) = timeout(PATIENCE, waiting).await.unwrap().unwrap() {
+        assert_eq!(ended.exit_status, 137);
+    }
+}
+
+#[tokio::test]
+async fn the_service_ends_when_the_host_hangs_up() {
+    let Host { client, streams: _, served, _run } = Host::new();
+    client.describe(soon(), &m::Empty::new()).await.unwrap();
+    drop(client);
+    timeout(PATIENCE, served).await.unwrap().unwrap().unwrap();
+}
