@@ -15,8 +15,9 @@ use ttrpc::{context, proto::Code};
 
 use crate::{ErrorKind, Exit, PodError, PodSpec, ProcessId, error::guest_text, machine::Machine, streams::read_line};
 
-/// From the start of the VMM to the agent's hello. A boot takes 0.1 to 0.4 s; a busy host is given its time.
-pub(crate) const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// From the start of the VMM to the agent's hello. A boot takes 0.1 to 0.4 s; a busy host is given its time. (Tests have less of it.)
+pub(crate) const HELLO_DEADLINE: Duration =
+    if cfg!(test) { Duration::from_millis(700) } else { Duration::from_secs(10) };
 /// Ordinary calls.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// Making a container: mounts, cgroups, a new process, on a slow host.
@@ -49,7 +50,7 @@ impl Agent {
             Ok(Ok(line)) => line,
             Ok(Err(error)) => return Err(call_broken(&machine, &error.to_string()).await),
             Err(_) => {
-                let message = format!("the agent in the guest did not call within {} s", HELLO_DEADLINE.as_secs());
+                let message = format!("the agent in the guest did not call within {HELLO_DEADLINE:?}");
                 return Err(PodError::new(ErrorKind::DeadlineExceeded, message));
             }
         };

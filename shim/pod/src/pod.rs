@@ -400,3 +400,6 @@ async fn detached<T: Send + 'static>(
 ) -> Result<T, PodError> {
     tokio::spawn(act).await.unwrap_or_else(|e| Err(PodError::host("an act of the pod was interrupted", e)))
 }
+
+#[cfg(test)]
+mod tests;

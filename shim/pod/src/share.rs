@@ -85,7 +85,8 @@ pub(crate) struct ServerStart {
 }
 
 impl Share {
-    /// The share of whoever takes the orders.
+    /// The share of whoever takes the orders: a test.
+    #[cfg(test)]
     pub(crate) fn ordered_by(orders: mpsc::Sender<Order>) -> Self {
         Self { orders }
     }
