@@ -290,7 +290,7 @@ fn hybrid_listener(state: &StateDir) -> io::Result<UnixListener> {
 }
 
 /// A listener with one connection waiting in it, and the other end of that connection; without a name that anybody else could use.
-fn server_connection(state: &StateDir) -> io::Result<(UnixListener, UnixStream)> {
+pub(crate) fn server_connection(state: &StateDir) -> io::Result<(UnixListener, UnixStream)> {
     let path = state.short_path(SHARE_SOCKET);
     let listener = UnixListener::bind(&path)?;
     let connected = UnixStream::connect(&path);

@@ -432,3 +432,6 @@ fn make_file(path: &Path) -> Result<(), PodError> {
     let made = fs::File::options().write(true).create_new(true).mode(0o644).open(path);
     made.map(drop).map_err(|e| PodError::host(format!("cannot make {}", path.display()), e))
 }
+
+#[cfg(test)]
+mod tests;
