@@ -111,10 +111,10 @@ async fn serve_pod(
 ) -> Result<(), DaemonError> {
     let publisher = Publisher::start(ttrpc_address(), arguments.namespace.clone());
     let bound = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
-    let socket = bound.unwrap_or_else(|| group.socket.clone());
-    let machine = Machine::boot(launch(bundle.to_owned(), group.clone()), group.state_dir);
+    let group = Group { socket: bound.unwrap_or_else(|| group.socket.clone()), ..group };
+    let machine = Machine::boot(launch(bundle.to_owned(), group.clone()), group.state_dir.clone());
     let containers = Containers::new(machine, publisher.clone());
-    let service = TaskService::new(Arc::clone(&containers), socket);
+    let service = TaskService::new(Arc::clone(&containers), group);
     let listener = Listener::try_from(listener).map_err(DaemonError::Listener)?;
     let mut server = Server::new().add_listener(listener).register_service(service.handlers());
     server.start().await.map_err(|error| DaemonError::Serve(error.to_string()))?;

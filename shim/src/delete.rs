@@ -13,7 +13,6 @@
 //! Nothing here needs the guest, and everything can be done again.
 
 use std::{
-    fs,
     io::{self, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
@@ -120,19 +119,8 @@ fn kill_peer(daemon: &UnixStream) {
 }
 
 fn clean_up(group: &Group) -> Result<(), DeleteError> {
-    remove_dead_socket(group);
+    group.remove_socket(false);
     pod::clean_up(&group.state_dir).map_err(|error| DeleteError::CleanUp(group.id.clone(), error.into()))
-}
-
-// Under the lock of the starts, so that a socket bound in this moment stays.
-fn remove_dead_socket(group: &Group) {
-    if !group.socket.exists() {
-        return;
-    }
-    let _lock = group.lock();
-    if UnixStream::connect(&group.socket).is_err() {
-        let _ = fs::remove_file(&group.socket);
-    }
 }
 
 fn unmount_rootfs(bundle: &Path) {

@@ -1,9 +1,12 @@
 //! A group: the containers that share one pod, hence one daemon, one socket and one machine.
 
 use std::{
-    fs::{DirBuilder, File},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::{
+        fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
 };
 
@@ -21,6 +24,8 @@ pub const STATE_ROOT: &str = "/run/kata-rs";
 pub const STATE_ROOT_VARIABLE: &str = "KATA_RS_STATE_DIR";
 /// Folder of the sockets below the state root. A namespace cannot begin with a dot, so it meets none.
 const SOCKET_DIR: &str = ".s";
+/// How often a folder that others remove is made again.
+const FOLDER_ATTEMPTS_MAX: u32 = 100;
 
 /// A group's names and paths; pure, so that start, daemon and delete agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,14 +71,49 @@ impl Group {
     /// The folder cannot be made or is not ours alone.
     pub fn lock(&self) -> io::Result<File> {
         let folder = self.socket.parent().ok_or_else(|| io::Error::other("a socket path without a folder"))?;
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let lock = File::open(folder)?;
-        if lock.metadata()?.permissions().mode() & 0o077 != 0 {
-            lock.set_permissions(std::fs::Permissions::from_mode(0o700))?;
+        let mut attempts = 0;
+        loop {
+            match lock_folder(folder) {
+                Ok(Some(lock)) => return Ok(lock),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                // Whoever removed its last socket removed the folder too, between two of our steps.
+                _ => attempts += 1,
+            }
+            if attempts >= FOLDER_ATTEMPTS_MAX {
+                return Err(io::Error::other("the folder is removed again and again"));
+            }
         }
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-        Ok(lock)
     }
+
+    /// Removes the socket, and our folder of sockets if it was the last; a socket that somebody still listens to stays
+    /// unless it is the caller's own.
+    pub fn remove_socket(&self, ours: bool) {
+        if !self.socket.exists() {
+            return;
+        }
+        let _lock = self.lock();
+        if ours || UnixStream::connect(&self.socket).is_err() {
+            let _ = fs::remove_file(&self.socket);
+        }
+        if let Some(folder) = self.socket.parent().filter(|folder| folder.ends_with(SOCKET_DIR)) {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+// Nothing, when the folder that was locked is no longer the one that has the name.
+fn lock_folder(folder: &Path) -> io::Result<Option<File>> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let lock = File::open(folder)?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+    let (locked, named) = (lock.metadata()?, fs::metadata(folder)?);
+    if (locked.dev(), locked.ino()) != (named.dev(), named.ino()) {
+        return Ok(None);
+    }
+    if folder.ends_with(SOCKET_DIR) && locked.permissions().mode() & 0o077 != 0 {
+        lock.set_permissions(fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(Some(lock))
 }
 
 // A path of a socket ends at 107 bytes, two identifiers alone can be longer: hence a digest.
@@ -89,6 +129,7 @@ fn socket_name(address: &str, namespace: &str, id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixListener;
 
     #[test]
     fn containers_of_one_sandbox_share_socket_and_state() {
@@ -139,5 +180,40 @@ mod tests {
         let _lock = group.lock().expect("locked");
         let mode = std::fs::metadata(dir.path().join(SOCKET_DIR)).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn the_last_socket_takes_the_folder_with_it_and_one_that_is_used_stays() {
+        let dir = tempfile::tempdir().expect("folder");
+        let group = |id| Group::named(dir.path(), "", "ns", id);
+        let (one, two) = (group("one"), group("two"));
+        drop(one.lock().expect("locked"));
+        let listener = UnixListener::bind(&one.socket).expect("bound");
+        drop(UnixListener::bind(&two.socket).expect("bound"));
+        one.remove_socket(false);
+        two.remove_socket(false);
+        assert!(one.socket.exists() && !two.socket.exists());
+        drop(listener);
+        one.remove_socket(false);
+        assert!(!dir.path().join(SOCKET_DIR).exists());
+    }
+
+    #[test]
+    fn a_lock_is_always_that_of_the_folder_with_the_name() {
+        let dir = tempfile::tempdir().expect("folder");
+        let threads: Vec<_> = (0..4)
+            .map(|number| {
+                let group = Group::named(dir.path(), "", "ns", &format!("c{number}"));
+                std::thread::spawn(move || {
+                    for _ in 0..50 {
+                        let lock = group.lock().expect("locked");
+                        let listener = UnixListener::bind(&group.socket).expect("the folder stays while it is locked");
+                        drop((lock, listener));
+                        group.remove_socket(true);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().expect("no start fails"));
     }
 }

@@ -94,7 +94,14 @@ fn level_word(level: log::Level) -> &'static str {
 }
 
 fn line(at: SystemTime, level: &str, message: &str, fields: &str) -> String {
-    let mut quoted: String = message.chars().flat_map(char::escape_debug).collect();
+    let mut quoted = String::with_capacity(message.len());
+    for letter in message.chars() {
+        match letter {
+            '"' | '\\' => quoted.extend(['\\', letter]),
+            _ if letter.is_control() => quoted.extend(letter.escape_default()),
+            _ => quoted.push(letter),
+        }
+    }
     let room = LINE_LEN_MAX.saturating_sub(fields.len() + 128);
     if quoted.len() > room {
         let end = (0..=room).rev().find(|&end| quoted.is_char_boundary(end)).unwrap_or(0);
@@ -112,8 +119,8 @@ mod tests {
     #[test]
     fn a_line_is_one_line_in_logrus_text_format() {
         assert_eq!(
-            line(UNIX_EPOCH, "info", "a \"b\"\nc", "id=x"),
-            "time=\"1970-01-01T00:00:00.000000000Z\" level=info msg=\"a \\\"b\\\"\\nc\" id=x\n"
+            line(UNIX_EPOCH, "info", "a \"b\"\nit's é", "id=x"),
+            "time=\"1970-01-01T00:00:00.000000000Z\" level=info msg=\"a \\\"b\\\"\\nit's é\" id=x\n"
         );
     }
 

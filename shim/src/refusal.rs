@@ -39,8 +39,12 @@ impl From<PodError> for Refusal {
         let mut message = error.message;
         let mut cause = error.source.as_deref().map(|source| source as &dyn std::error::Error);
         while let Some(error) = cause {
-            message.push_str(": ");
-            message.push_str(&error.to_string());
+            let text = error.to_string();
+            // Some messages of the libraries below already end with their cause.
+            if !message.contains(&text) {
+                message.push_str(": ");
+                message.push_str(&text);
+            }
             cause = error.source();
         }
         Self { kind: error.kind, message }

@@ -25,6 +25,7 @@ use crate::{
     arguments::check_identifier,
     bundle,
     containers::{Containers, NewContainer, NewExec, first},
+    group::Group,
     lifecycle::Phase,
     metrics,
     refusal::Refusal,
@@ -39,14 +40,14 @@ const SERVICE_V2: &str = "containerd.task.v2.Task";
 #[derive(Clone)]
 pub struct TaskService {
     containers: Arc<Containers>,
-    socket: PathBuf,
+    group: Group,
     ended: Arc<Notify>,
 }
 
 impl TaskService {
-    /// A service for `containers`, reached at `socket`.
-    pub fn new(containers: Arc<Containers>, socket: PathBuf) -> Self {
-        Self { containers, socket, ended: Arc::new(Notify::new()) }
+    /// A service for `containers`, reached at the socket of `group`.
+    pub fn new(containers: Arc<Containers>, group: Group) -> Self {
+        Self { containers, group, ended: Arc::new(Notify::new()) }
     }
 
     /// The handlers under both of their names.
@@ -79,7 +80,7 @@ impl TaskService {
     async fn shut_down(self) {
         log::info!("the last container is gone; the pod is stopped");
         // First, so that a new pod of the same name does not find this one.
-        let _ = std::fs::remove_file(&self.socket);
+        self.group.remove_socket(true);
         self.containers.machine().stop().await;
         self.ended.notify_one();
     }

@@ -25,6 +25,7 @@ use pod::{ContainerSpec, ErrorKind, ExecSpec, Exit, PodError, ProcessId, Process
 use protobuf::{Message, well_known_types::any::Any};
 use shim::{
     containers::Containers,
+    group::Group,
     machine::{Machine, PodFront},
     publisher::Publisher,
     refusal::Refusal,
@@ -214,7 +215,8 @@ impl Shim {
         let containers = Containers::new(machine, publisher);
         tokio::spawn(Arc::clone(&containers).watch_machine());
         let socket = dir.path().join("shim.sock");
-        let service = TaskService::new(containers, socket.clone());
+        let group = Group { id: "c".into(), state_dir: dir.path().join("state"), socket: socket.clone() };
+        let service = TaskService::new(containers, group);
         let server = serve(&socket, service.handlers()).await;
         let task = TaskClient::new(connect(&socket).await);
         Self { dir, pod, heard, service, task, _servers: (containerd, server) }
