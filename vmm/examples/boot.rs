@@ -61,7 +61,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     std::thread::spawn(move || std::io::copy(&mut { console.0 }, &mut std::io::stdout()));
     let mappings = (CONTROL_FD..).zip(files).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-    let binary = std::env::var_os("KATA_RS_VMM").unwrap_or_else(|| "target/x86_64-unknown-linux-gnu/release/kata-rs-vmm".into());
+    let binary =
+        std::env::var_os("KATA_RS_VMM").unwrap_or_else(|| "target/x86_64-unknown-linux-gnu/release/kata-rs-vmm".into());
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
     let mut command = Command::new(binary);

@@ -12,6 +12,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{Arc, atomic::AtomicU64},
+    thread,
 };
 
 use vmm_boot::{
@@ -234,9 +235,16 @@ struct Planned {
 impl Planned {
     fn load(self, marks: &Marks) -> Result<Loaded, BootError> {
         let memory = Memory::new(self.layout)?;
-        self.ready.vm.set_memory(memory.mapped())?;
         marks.note("memory ready");
-        memory.load(&self.image, &self.ready.kernel)?;
+        // KVM waits some milliseconds for its readers before it shows memory to the guest (synchronize_srcu); the copy fills them.
+        thread::scope(|scope| {
+            let shown = thread::Builder::new()
+                .name("memory-slots".to_owned())
+                .spawn_scoped(scope, || self.ready.vm.set_memory(memory.mapped()))
+                .map_err(|error| BootError::Resources("a thread", error))?;
+            memory.load(&self.image, &self.ready.kernel)?;
+            Ok::<_, BootError>(shown.join().expect("it cannot panic: panics end the process")?)
+        })?;
         self.ready.vcpus[0].set_boot_state(&self.image.cpu)?;
         marks.note("kernel loaded");
         let kernel_bytes = self.image.kernel.iter().map(|copy| copy.len).sum();

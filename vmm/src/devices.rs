@@ -63,13 +63,19 @@ impl DeviceFiles {
         self.disks.len() + 3
     }
 
-    /// The console's output once more, for the early console.
+    /// The console's output once more, for the early console; from now on neither waits for who reads it.
     pub fn early_console(&self) -> io::Result<OwnedFd> {
+        rustix::io::ioctl_fionbio(&self.console, true)?;
         self.console.try_clone()
     }
 
     /// Builds the devices. `on_call` is called when the guest calls the host.
-    pub fn build(self, spec: &MachineSpec, tail: Arc<ConsoleTail>, on_call: OnGuestCall) -> Result<Devices, DeviceError> {
+    pub fn build(
+        self,
+        spec: &MachineSpec,
+        tail: Arc<ConsoleTail>,
+        on_call: OnGuestCall,
+    ) -> Result<Devices, DeviceError> {
         let mut list: Vec<Box<dyn VirtioDevice>> = Vec::new();
         let mut disk_bytes_read = Vec::new();
         for ((index, disk), file) in spec.disks.iter().enumerate().zip(self.disks) {

@@ -4,12 +4,8 @@
 //! writes one character. So three registers are enough, and nothing here can block, grow or interrupt. Source: 16550A data sheet;
 //! Linux arch/x86/kernel/early_printk.c and reboot.c.
 
-use std::{
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-};
+use std::{os::fd::OwnedFd, sync::Arc};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_virtio::ConsoleTail;
 
 const UART_FIRST: u16 = 0x3f8;
@@ -46,7 +42,8 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The UART's characters go to `output`, as whole lines where they are short; what does not fit at once is dropped.
+    /// The UART's characters go to `output`, a non-blocking descriptor, as whole lines where they are short; what it does not take at once is
+    /// dropped.
     pub fn new(output: OwnedFd, tail: Arc<ConsoleTail>) -> Self {
         Self { output, tail, line_control: 0, line: Vec::with_capacity(LINE_MAX) }
     }
@@ -98,16 +95,10 @@ impl Ports {
             return;
         }
         self.tail.push(&self.line);
-        let taken = if accepts(&self.output) { rustix::io::write(&self.output, &self.line).unwrap_or(0) } else { 0 };
+        let taken = rustix::io::write(&self.output, &self.line).unwrap_or(0);
         self.tail.count_dropped(self.line.len() - taken);
         self.line.clear();
     }
-}
-
-/// Whether a write of [`LINE_MAX`] bytes does not wait.
-fn accepts(output: &impl AsFd) -> bool {
-    let mut ready = [PollFd::new(output, PollFlags::OUT)];
-    poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|count| count > 0)
 }
 
 #[cfg(test)]
@@ -118,6 +109,7 @@ mod tests {
 
     fn ports() -> (Ports, std::io::PipeReader) {
         let (reader, writer) = std::io::pipe().expect("a pipe");
+        rustix::io::ioctl_fionbio(&writer, true).expect("a pipe");
         (Ports::new(writer.into(), Arc::new(ConsoleTail::new())), reader)
     }
 

@@ -48,6 +48,7 @@ fn print_probe() -> ExitCode {
 fn run() -> ExitCode {
     let marks = Marks::new(std::env::var(SPAWNED_ENV).ok().and_then(|nanos| nanos.parse().ok()));
     diary::install();
+    sys::share_heap();
     if let Err(error) = harden::process() {
         eprintln!("kata-rs-vmm: {}", chain(&error));
         return ExitCode::FAILURE;

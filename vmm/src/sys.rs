@@ -23,6 +23,13 @@ use vmm_sys_util::{
 
 use crate::control::Control;
 
+/// One heap for all threads, to be called before the second thread: by default the C library gives each thread its own, with 128 MiB of
+/// addresses and pages that nobody else can use. Nothing here allocates where two threads would meet.
+pub fn share_heap() {
+    // SAFETY: mallopt takes no pointer, and no other thread exists yet that might allocate meanwhile.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Why an inherited descriptor cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {

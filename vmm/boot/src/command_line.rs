@@ -2,9 +2,9 @@
 //!
 //! | words | why |
 //! |---|---|
+//! | `quiet` | each character of the early console is two exits; errors are printed anyhow. First, since Linux takes these words in order and prints its log so far when it meets `earlyprintk` |
 //! | `console=hvc0` | the console is a virtio device: bytes go out in chunks, not one trap each |
 //! | `earlyprintk=serial,0x3f8,115200` | what is printed before that device lives, above all an early panic, goes out by port 0x3f8 |
-//! | `quiet` | each character of the early console is two exits; warnings are printed anyhow |
 //! | `panic=-1 reboot=k` | a panic ends in a reset, at once, by the keyboard controller's port: one exit that the VMM knows |
 //! | `root=/dev/vda rootfstype=erofs ro` | the guest image is the first disk; naming the file system skips trying others |
 //! | `tsc=reliable no_timer_check` | no watching and testing of clocks that the host guarantees |
@@ -15,7 +15,7 @@ use crate::layout::DeviceSlot;
 /// Longest command line, with its final zero: COMMAND_LINE_SIZE of Linux on x86.
 pub const COMMAND_LINE_MAX: usize = 2048;
 
-const ALWAYS: &str = "console=hvc0 earlyprintk=serial,0x3f8,115200 quiet panic=-1 reboot=k tsc=reliable no_timer_check";
+const ALWAYS: &str = "quiet console=hvc0 earlyprintk=serial,0x3f8,115200 panic=-1 reboot=k tsc=reliable no_timer_check";
 const ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/sbin/init";
 
 /// Why there is no command line.
@@ -77,6 +77,12 @@ mod tests {
         let line = line.finish().expect("short");
         assert!(line.ends_with(" virtio_mmio.device=4K@0xd0000000:5"), "{line}");
         assert!(line.contains("root=/dev/vda"));
+    }
+
+    #[test]
+    fn the_early_console_starts_quiet() {
+        let line = CommandLine::new(true).finish().expect("short");
+        assert!(line.find("quiet") < line.find("earlyprintk"), "{line}");
     }
 
     #[test]
