@@ -72,6 +72,13 @@ impl DriverQueue {
         Self { memory: memory.clone(), base, size, next_descriptor: 0, available: 0, used_seen: 0, kick }
     }
 
+    /// Zeros the rings, as a driver does after a reset of the device.
+    pub(crate) fn start_over(&mut self) {
+        self.set_available_index(0);
+        self.memory.write_obj(0u16, GuestAddress(self.used_ring() + 2)).expect("ring");
+        (self.next_descriptor, self.available, self.used_seen) = (0, 0, 0);
+    }
+
     pub(crate) fn descriptor_ring(&self) -> u64 {
         self.base
     }

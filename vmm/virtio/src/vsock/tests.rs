@@ -492,8 +492,7 @@ fn a_receive_buffer_without_room_asks_for_a_reset_of_the_device() {
     for len in [0, HEADER_LEN as u32] {
         let mut guest = Guest::new();
         guest.vsock.stop();
-        guest.receive = DriverQueue::new(&guest.memory, 0x1000, QUEUE_SIZE);
-        guest.receive.set_available_index(0);
+        guest.receive.start_over();
         guest.receive.add(&[into(RECEIVE_BUFFERS_AT, len)]);
         guest.activate();
         let _program = guest.program(1025);
@@ -505,8 +504,7 @@ fn a_receive_buffer_without_room_asks_for_a_reset_of_the_device() {
 fn calls_wait_for_receive_buffers_and_go_out_when_they_come() {
     let mut guest = Guest::new();
     guest.vsock.stop();
-    guest.receive = DriverQueue::new(&guest.memory, 0x1000, QUEUE_SIZE);
-    guest.receive.set_available_index(0);
+    guest.receive.start_over();
     guest.activate();
     let mut program = guest.program(1025);
     program.write_all(b"x").expect("write");
@@ -558,11 +556,8 @@ fn a_reset_device_closes_its_streams_and_serves_the_next_guest() {
     assert_eq!(guest.vsock.stop().len(), 3);
     assert!(guest.vsock.stop().is_empty());
     assert_eq!(program.read(&mut [0]).expect("closed"), 0);
-    for queue in [&mut guest.receive, &mut guest.transmit] {
-        *queue = DriverQueue::new(&guest.memory, queue.descriptor_ring(), QUEUE_SIZE);
-        queue.set_available_index(0);
-        guest.memory.write_obj(0u16, GuestAddress(queue.used_ring() + 2)).expect("ring");
-    }
+    guest.receive.start_over();
+    guest.transmit.start_over();
     guest.offer_all();
     guest.activate();
     let mut program = guest.program(1026);
