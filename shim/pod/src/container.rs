@@ -137,7 +137,7 @@ mod tests {
     }
 
     fn life(events: &[Event]) -> Option<State> {
-        events.iter().fold(Some(State::Creating), |state, event| next(state?, *event, false).expect("allowed"))
+        events.iter().try_fold(State::Creating, |state, event| next(state, *event, false).expect("allowed"))
     }
 
     #[test]

@@ -21,12 +21,15 @@ use vmm_control::{
 use crate::{
     ErrorKind, Installation, PodError, PodSpec,
     boot_files::BootFiles,
+    launch::mark,
     process::Spawned,
     record::{Record, TOKEN_VARIABLE},
     share::{ServerReady, ServerStart, Share},
     share_server::hold,
 };
 
+/// Tells the VMM when it was spawned, so that its marks begin there.
+const SPAWNED_VARIABLE: &str = "KATA_RS_SPAWNED_NANOS";
 /// Serial number of the guest image's disk.
 const IMAGE_SERIAL: &str = "guest-image";
 
@@ -97,6 +100,7 @@ impl Launcher for ProcessLauncher {
         spec.check().map_err(|e| PodError::new(ErrorKind::InvalidArgument, format!("pod {}: {e}", pod.id)))?;
         let mut command = Command::new(&self.installation.vmm);
         command.env_clear().env(TOKEN_VARIABLE, token).current_dir("/");
+        command.env(SPAWNED_VARIABLE, mark("vmm spawned").monotonic_nanos.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         command.fd_mappings(mappings).expect("numbers are counted up, so no two are the same");
         let process = hold("virtual machine monitor", &self.installation.vmm, command, record)?;

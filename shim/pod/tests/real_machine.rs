@@ -1,0 +1,268 @@
+//! A pod on a real machine: our VMM, our kernel, our agent, the file server. Needs root, /dev/kvm and a staged installation (`make build`), and says
+//! so by name when one is missing.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use pod::{ContainerSpec, ErrorKind, ExecSpec, Installation, Pod, PodError, PodSpec, ProcessId, RootFs, StdioWanted};
+use serde_json::json;
+
+struct Stage {
+    root: tempfile::TempDir,
+    installation: Installation,
+    mounts_before: String,
+}
+
+fn host_mounts() -> String {
+    std::fs::read_to_string("/proc/self/mountinfo").expect("read")
+}
+
+impl Stage {
+    fn new(test: &str) -> Option<Self> {
+        let staged = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/stage");
+        let installation = Installation::at(&std::env::var_os("KATA_RS_PREFIX").map_or(staged, PathBuf::from));
+        let missing = [
+            ("root", !rustix::process::geteuid().is_root()),
+            ("/dev/kvm", !Path::new("/dev/kvm").exists()),
+            ("an installation (make build)", !installation.vmm.exists() || !installation.guest_image.exists()),
+            ("/bin/busybox", !Path::new("/bin/busybox").exists()),
+        ];
+        if let Some((what, _)) = missing.iter().find(|(_, missing)| *missing) {
+            eprintln!("skipped: {test} needs {what}");
+            return None;
+        }
+        let root = tempfile::tempdir().expect("a folder");
+        make_rootfs(&root.path().join("rootfs"));
+        Some(Self { root, installation, mounts_before: host_mounts() })
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.root.path().join("kata-rs/test/p1")
+    }
+
+    fn pod_spec(&self) -> PodSpec {
+        PodSpec {
+            id: "p1".into(),
+            state_dir: self.state_dir(),
+            vcpus: 1,
+            memory_mib: 128,
+            hostname: "real".into(),
+            sysctls: Default::default(),
+            resolv_conf: String::new(),
+            extra_cmdline: String::new(),
+        }
+    }
+
+    async fn launch(&self) -> Result<Pod, PodError> {
+        Pod::launch(&self.installation, self.pod_spec()).await
+    }
+
+    fn container(&self, script: &str, mounts: serde_json::Value) -> ContainerSpec {
+        let mut all = vec![
+            json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+            json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}),
+        ];
+        all.extend(mounts.as_array().expect("a list").iter().cloned());
+        let oci = json!({
+            "ociVersion": "1.0.2",
+            "process": process(script),
+            "root": {"path": "rootfs"},
+            "hostname": "inside",
+            "mounts": all,
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}]}
+        });
+        ContainerSpec {
+            id: "c1".into(),
+            oci: serde_json::from_value(oci).expect("a spec"),
+            rootfs: RootFs::Folder(self.root.path().join("rootfs")),
+            stdio: StdioWanted { stdin: true, stdout: true, stderr: true, terminal: None },
+        }
+    }
+
+    /// No file, mount or process of the pod is there.
+    fn assert_nothing_left(&self) {
+        assert!(!self.state_dir().exists() && !self.root.path().join("kata-rs").exists(), "files are left");
+        assert_eq!(host_mounts(), self.mounts_before, "mounts are left");
+        let ours = self.root.path().to_str().expect("plain").to_owned();
+        let left: Vec<String> = std::fs::read_dir("/proc")
+            .expect("read")
+            .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("cmdline")).ok())
+            .filter(|line| line.contains(&ours))
+            .collect();
+        assert!(left.is_empty(), "processes are left: {left:?}");
+    }
+}
+
+fn process(script: &str) -> serde_json::Value {
+    json!({"cwd": "/", "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}})
+}
+
+/// A root filesystem with busybox and what it is linked to.
+fn make_rootfs(rootfs: &Path) {
+    let bin = rootfs.join("bin");
+    std::fs::create_dir_all(&bin).expect("made");
+    ["proc", "dev", "tmp", "data"].iter().for_each(|name| std::fs::create_dir(rootfs.join(name)).expect("made"));
+    std::fs::copy("/bin/busybox", bin.join("busybox")).expect("copied");
+    for applet in
+        ["sh", "echo", "cat", "sleep", "hostname", "uname", "wc", "chown", "stat", "touch", "mkdir", "ls", "head"]
+    {
+        std::fs::hard_link(bin.join("busybox"), bin.join(applet)).expect("linked");
+    }
+    let listed = Command::new("ldd").arg("/bin/busybox").output().expect("ldd");
+    for library in String::from_utf8_lossy(&listed.stdout).split_ascii_whitespace().filter(|word| word.starts_with('/'))
+    {
+        let target = rootfs.join(&library[1..]);
+        std::fs::create_dir_all(target.parent().expect("has one")).expect("made");
+        std::fs::copy(library, target).expect("copied");
+    }
+}
+
+fn first() -> ProcessId {
+    ProcessId::first("c1")
+}
+
+async fn read_all(stream: Option<UnixStream>) -> String {
+    let mut stream = stream.expect("wanted");
+    stream.set_nonblocking(false).expect("a socket");
+    let read = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map(|_| text)
+    });
+    read.await.expect("ran").expect("read")
+}
+
+async fn within<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), what).await.expect("in time")
+}
+
+#[tokio::test]
+async fn needs_kvm_a_container_runs_in_its_own_kernel_and_leaves_nothing() {
+    let Some(stage) = Stage::new("a container on a real machine") else { return };
+    let volume = stage.root.path().join("volume");
+    std::fs::create_dir(&volume).expect("made");
+    std::fs::write(volume.join("from-host"), "hello from the host").expect("written");
+    let begun = Instant::now();
+    let pod = within(stage.launch()).await.expect("launched");
+    let launched = begun.elapsed();
+    let volumes = json!([{"destination": "/data", "type": "bind", "source": volume, "options": ["rbind"]}]);
+    let script = "echo out; echo err >&2; cat /data/from-host; cat > /data/from-guest; uname -r; hostname; exit 7";
+    let (pid, mut streams) = within(pod.create_container(stage.container(script, volumes))).await.expect("created");
+    assert!(pid > 0);
+    let created = begun.elapsed();
+    within(pod.start(&first())).await.expect("started");
+    let started = begun.elapsed();
+    let mut stdin = streams.stdin.take().expect("wanted");
+    stdin.write_all(b"hello from stdin").expect("written");
+    drop(stdin);
+    let (out, err) =
+        within(async { tokio::join!(read_all(streams.stdout.take()), read_all(streams.stderr.take())) }).await;
+    let exit = within(pod.wait(&first())).await.expect("ended");
+    let ended = begun.elapsed();
+    assert_eq!(exit.status, 7, "{out}{err}");
+    assert!(out.starts_with("out\nhello from the host") && out.contains("inside"), "{out}");
+    assert!(
+        !out.contains(rustix::system::uname().release().to_str().expect("plain")),
+        "it is the host's kernel: {out}"
+    );
+    assert_eq!(err, "err\n");
+    assert_eq!(std::fs::read_to_string(volume.join("from-guest")).expect("shared"), "hello from stdin");
+    assert_eq!(within(pod.delete(&first())).await.expect("deleted").status, 7);
+    let deleted = begun.elapsed();
+    let report = pod.report().await.expect("told");
+    let base = pod.launch_marks()[0].monotonic_nanos;
+    let mut marks: Vec<_> = pod
+        .launch_marks()
+        .iter()
+        .chain(&report.marks)
+        .map(|m| (m.monotonic_nanos.saturating_sub(base) / 1000, &m.name))
+        .collect();
+    marks.sort();
+    within(pod.stop()).await.expect("stopped");
+    eprintln!(
+        "launched {launched:?}, created {created:?}, started {started:?}, ended {ended:?}, deleted {deleted:?}, stopped {:?}",
+        begun.elapsed()
+    );
+    marks.iter().for_each(|(micros, name)| eprintln!("{micros:>8} us  {name}"));
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn needs_kvm_an_exec_and_a_kill() {
+    let Some(stage) = Stage::new("an exec and a kill") else { return };
+    let pod = within(stage.launch()).await.expect("launched");
+    within(pod.create_container(stage.container("sleep 1000", json!([])))).await.expect("created");
+    within(pod.start(&first())).await.expect("started");
+    let exec = |id: &str, script: &str| ExecSpec {
+        container_id: "c1".into(),
+        exec_id: id.into(),
+        process: serde_json::from_value(process(script)).expect("a process"),
+        stdio: StdioWanted { stdout: true, ..Default::default() },
+    };
+    let e1 = ProcessId { container_id: "c1".into(), exec_id: "e1".into() };
+    let mut streams = within(pod.add_exec(exec("e1", "echo from the exec; exit 4"))).await.expect("registered");
+    within(pod.start(&e1)).await.expect("started");
+    assert_eq!(within(read_all(streams.stdout.take())).await, "from the exec\n");
+    assert_eq!(within(pod.wait(&e1)).await.expect("ended").status, 4);
+    within(pod.delete(&e1)).await.expect("deleted");
+    let mut missing = exec("e2", "");
+    missing.process.set_args(Some(vec!["/no/such/command".into()]));
+    within(pod.add_exec(missing)).await.expect("registered");
+    let e2 = ProcessId { container_id: "c1".into(), exec_id: "e2".into() };
+    let error = within(pod.start(&e2)).await.expect_err("missing");
+    assert!(error.message.contains("/no/such/command"), "{}", error.message);
+    within(pod.delete(&e2)).await.expect("deleted");
+    assert!(!within(pod.pids("c1")).await.expect("listed").is_empty());
+    assert!(within(pod.stats("c1")).await.expect("read").memory_current > 0);
+    within(pod.signal(&first(), 9, true)).await.expect("sent");
+    assert_eq!(within(pod.wait(&first())).await.expect("ended").status, 137);
+    within(pod.delete(&first())).await.expect("deleted");
+    within(pod.stop()).await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn needs_kvm_a_killed_vmm_is_an_exit_137_and_leaves_nothing() {
+    let Some(stage) = Stage::new("a killed VMM") else { return };
+    let pod = within(stage.launch()).await.expect("launched");
+    within(pod.create_container(stage.container("sleep 1000", json!([])))).await.expect("created");
+    within(pod.start(&first())).await.expect("started");
+    let vmm = rustix::process::Pid::from_raw(i32::try_from(pod.vmm_pid()).expect("small")).expect("a pid");
+    rustix::process::kill_process(vmm, rustix::process::Signal::KILL).expect("killed");
+    assert_eq!(within(pod.wait(&first())).await.expect("told").status, 137);
+    assert!(pod.gone().await.contains("signal: 9"), "{}", pod.gone().await);
+    within(pod.stop()).await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn needs_kvm_stopping_ends_what_still_runs() {
+    let Some(stage) = Stage::new("stop with a living container") else { return };
+    let pod = within(stage.launch()).await.expect("launched");
+    within(pod.create_container(stage.container("sleep 1000", json!([])))).await.expect("created");
+    within(pod.start(&first())).await.expect("started");
+    let begun = Instant::now();
+    within(pod.stop()).await.expect("stopped");
+    eprintln!("stop with a living container: {:?}", begun.elapsed());
+    assert_eq!(within(pod.wait(&first())).await.expect("told").status, 137);
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn needs_kvm_a_guest_image_of_noise_fails_with_the_console_and_leaves_nothing() {
+    let Some(stage) = Stage::new("a broken guest image") else { return };
+    let mut image = std::fs::read(&stage.installation.guest_image).expect("read");
+    image[4096..].fill(0xa5);
+    let broken = stage.root.path().join("broken.erofs");
+    std::fs::write(&broken, image).expect("written");
+    let installation = Installation { guest_image: broken, ..stage.installation.clone() };
+    let error = within(Pod::launch(&installation, stage.pod_spec())).await.expect_err("no agent in it");
+    eprintln!("{}", error.message);
+    assert!(matches!(error.kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded), "{error:?}");
+    assert!(error.message.contains("last words of the guest's console"), "{}", error.message);
+    stage.assert_nothing_left();
+}
