@@ -37,7 +37,8 @@ pub struct Machine {
     pub events: EventReceiver,
     /// Guest memory.
     pub memory: Memory,
-    /// Keeps the KVM machine alive.
+    /// Held open: with it go the interrupt lines (irqfd) of the devices.
+    #[expect(dead_code, reason = "held, not used")]
     pub vm: Vm,
     /// Moments of the boot.
     pub marks: Marks,

@@ -139,7 +139,7 @@ mod tests {
         file.write_all(b"0123456789").expect("written");
         memory.copy_from(&file, &Copy { file_offset: 2, len: 5, address: 0x10_0003 }).expect("copied");
         let read: [u8; 8] = memory.mapped().read_obj(GuestAddress(0x10_0000)).expect("inside");
-        assert_eq!(&read, b"\0\0\023456");
+        assert_eq!(&read, b"\x00\x00\x0023456");
         assert_eq!(seek(&file, SeekFrom::Current(0)).expect("a position"), 10);
     }
 

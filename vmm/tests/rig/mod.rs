@@ -123,7 +123,7 @@ impl Machine {
             wanted.kernel.into(),
             second_kernel.into(),
             listener.into(),
-            their_call.into(),
+            their_call,
             their_console.into(),
         ];
         let disks = wanted.image.into_iter().map(|image| {

@@ -1,0 +1,231 @@
+//! The real VMM process with a real guest kernel. Needs KVM of either kind, the guest kernel, and mkfs.erofs.
+//!
+//! The guest's init is this very test binary, which is static: in the guest it runs [`as_guest_init`] as process 1 and
+//! does what the test says over the agent's call.
+
+mod rig;
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use rig::{CALL_PORT, Machine, PATIENCE, Wanted, flavour, guest_kernel, kvm};
+use vmm_control::{Ending, Flavour, FromMachine, ToMachine};
+
+const HELLO: &str = "a test's init\n";
+
+/// Process 1 of the guest. Named on the kernel command line; ignored when the tests run.
+#[test]
+#[ignore = "runs in the guest"]
+fn as_guest_init() {
+    assert_eq!(std::process::id(), 1, "this is for the guest");
+    let host = vsock::VsockStream::connect_with_cid_port(2, CALL_PORT).expect("the host listens");
+    (&host).write_all(HELLO.as_bytes()).expect("connected");
+    for order in BufReader::new(&host).lines() {
+        let answer = match order.expect("connected").as_str() {
+            "reset" => restart(),
+            "panic" => std::process::exit(7),
+            "memory" => proc_line("/proc/meminfo", "MemTotal:"),
+            "processors" => std::thread::available_parallelism().map_or(0, usize::from).to_string(),
+            "interrupts" => proc_line("/proc/interrupts", "virtio0"),
+            other => format!("no such order: {other}"),
+        };
+        (&host).write_all(format!("{answer}\n").as_bytes()).expect("connected");
+    }
+    restart();
+}
+
+fn restart() -> String {
+    rustix::system::reboot(rustix::system::RebootCommand::Restart).expect("process 1 may");
+    String::new()
+}
+
+/// The line of a file in /proc that contains `word`.
+fn proc_line(path: &str, word: &str) -> String {
+    let flags = rustix::mount::MountFlags::empty();
+    // Mounted already at the second order.
+    let _ = rustix::mount::mount("proc", "/proc", "proc", flags, None);
+    let text = std::fs::read_to_string(path).expect("a readable file");
+    text.lines().find(|line| line.contains(word)).unwrap_or("nothing").to_owned()
+}
+
+/// An image with this binary as its init; made once.
+fn image() -> &'static Path {
+    static IMAGE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
+    let (_, image) = IMAGE.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().join("root");
+        for name in ["dev", "proc", "sbin"] {
+            std::fs::create_dir_all(root.join(name)).expect("a folder");
+        }
+        std::fs::copy(std::env::current_exe().expect("this binary"), root.join("sbin/init")).expect("copied");
+        let image = folder.path().join("guest.erofs");
+        let made = Command::new("mkfs.erofs").arg("--quiet").args([&image, &root]).output().expect("mkfs.erofs starts");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        (folder, image)
+    });
+    image
+}
+
+/// A machine of this host's flavour with the tests' image, or a skip.
+fn wanted(test: &str) -> Option<(File, Wanted)> {
+    let kvm = kvm(test)?;
+    let kernel = File::open(guest_kernel(test, flavour())?).expect("a readable kernel");
+    if Command::new("mkfs.erofs").arg("-V").output().is_err() {
+        eprintln!("SKIPPED {test}: needs mkfs.erofs (package erofs-utils)");
+        assert!(std::env::var_os("CI").is_none(), "in CI a skip is a failure");
+        return None;
+    }
+    let wanted = Wanted {
+        image: Some(File::open(image()).expect("just made")),
+        memory_mib: 128,
+        // Words behind the two dashes are arguments of init.
+        extra_cmdline: "-- --exact as_guest_init --ignored --nocapture --test-threads=1".to_owned(),
+        ..Wanted::kernel(kernel)
+    };
+    Some((kvm, wanted))
+}
+
+/// Boots to the agent's call.
+fn booted(kvm: File, wanted: Wanted) -> Machine {
+    let mut machine = Machine::boot(kvm, wanted);
+    let started = machine.receive();
+    assert!(matches!(started, FromMachine::Booting { .. }), "{started:?}");
+    machine.call.set_read_timeout(Some(PATIENCE)).expect("a time");
+    let mut hello = [0; HELLO.len()];
+    if machine.call.read_exact(&mut hello).is_err() {
+        machine.send(&ToMachine::Stop);
+        panic!("the guest does not call; its console says:\n{}", machine.console_text());
+    }
+    assert_eq!(hello, HELLO.as_bytes());
+    machine
+}
+
+/// Gives the guest's init an order and takes its answer.
+fn order(call: &UnixStream, order: &str) -> String {
+    let mut call = call;
+    call.write_all(format!("{order}\n").as_bytes()).expect("the guest reads");
+    let mut answer = String::new();
+    BufReader::new(call).read_line(&mut answer).expect("the guest answers");
+    answer.trim().to_owned()
+}
+
+#[test]
+fn the_guest_calls_and_the_report_tells_how_it_came_there() {
+    let Some((kvm, wanted)) = wanted("the_guest_calls_and_the_report_tells_how_it_came_there") else { return };
+    let mut machine = booted(kvm, wanted);
+    let report = machine.report();
+    let names: Vec<_> = report.marks.iter().map(|mark| mark.name.as_str()).collect();
+    for name in ["vcpus run", "console driver ok", "blk0 driver ok", "vsock driver ok", "agent call"] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    assert_eq!(names.last(), Some(&"agent call"));
+    assert!(report.exits_at_call["mmio_write"] > 10, "{:?}", report.exits_at_call);
+    assert!(report.kernel_bytes > 1 << 20);
+    assert!(report.disk_bytes_read[0] > 0);
+    assert!(report.memory_touched_bytes > report.kernel_bytes && report.memory_touched_bytes < 128 << 20);
+    machine.send(&ToMachine::Stop);
+    assert_eq!(machine.receive(), FromMachine::Ended(Ending::Stopped));
+    assert!(machine.exit().success());
+}
+
+#[test]
+fn a_guest_that_restarts_ends_its_machine() {
+    let Some((kvm, wanted)) = wanted("a_guest_that_restarts_ends_its_machine") else { return };
+    let mut machine = booted(kvm, wanted);
+    machine.call.write_all(b"reset\n").expect("the guest reads");
+    assert_eq!(machine.receive(), FromMachine::Ended(Ending::GuestReset));
+    assert!(machine.exit().success());
+}
+
+#[test]
+fn a_panic_ends_the_machine_and_its_last_words_come_out() {
+    let Some((kvm, wanted)) = wanted("a_panic_ends_the_machine_and_its_last_words_come_out") else { return };
+    let mut machine = booted(kvm, wanted);
+    machine.call.write_all(b"panic\n").expect("the guest reads");
+    assert_eq!(machine.receive(), FromMachine::Ended(Ending::GuestReset));
+    let console = machine.console_text();
+    assert!(console.contains("Kernel panic - not syncing: Attempted to kill init!"), "{console}");
+}
+
+#[test]
+fn a_machine_without_an_image_says_what_it_misses() {
+    let test = "a_machine_without_an_image_says_what_it_misses";
+    let Some((kvm, wanted)) = wanted(test) else { return };
+    let mut machine = Machine::boot(kvm, Wanted { image: None, ..wanted });
+    assert!(matches!(machine.receive(), FromMachine::Booting { .. }));
+    assert_eq!(machine.receive(), FromMachine::Ended(Ending::GuestReset));
+    let console = machine.console_text();
+    assert!(console.contains("Unable to mount root fs"), "{console}");
+}
+
+#[test]
+fn the_launchers_hang_up_ends_a_busy_machine() {
+    let Some((kvm, wanted)) = wanted("the_launchers_hang_up_ends_a_busy_machine") else { return };
+    let mut machine = Machine::boot(kvm, wanted);
+    assert!(matches!(machine.receive(), FromMachine::Booting { .. }));
+    machine.control.shutdown(std::net::Shutdown::Both).expect("connected");
+    assert!(machine.exit().success());
+}
+
+#[test]
+fn a_stop_in_the_middle_of_the_boot_is_obeyed() {
+    let Some((kvm, wanted)) = wanted("a_stop_in_the_middle_of_the_boot_is_obeyed") else { return };
+    let mut machine = Machine::boot(kvm, wanted);
+    assert!(matches!(machine.receive(), FromMachine::Booting { .. }));
+    machine.send(&ToMachine::Stop);
+    assert_eq!(machine.receive(), FromMachine::Ended(Ending::Stopped));
+}
+
+#[test]
+fn the_guest_has_the_memory_that_was_asked_for() {
+    let test = "the_guest_has_the_memory_that_was_asked_for";
+    // The smallest machine, and one with memory on both sides of the hole.
+    for memory_mib in [vmm_control::MEMORY_MIB_MIN, 5000] {
+        let Some((kvm, wanted)) = wanted(test) else { return };
+        let machine = booted(kvm, Wanted { memory_mib, ..wanted });
+        let line = order(&machine.call, "memory");
+        let kib: u64 = line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number");
+        // The kernel keeps itself, a description of each page (1.6%) and tables that grow with memory.
+        let asked_kib = u64::from(memory_mib) << 10;
+        assert!(kib < asked_kib && kib + asked_kib / 20 + (24 << 10) > asked_kib, "{line} of {memory_mib} MiB");
+    }
+}
+
+#[test]
+fn the_guest_has_the_processors_that_the_host_can_give() {
+    let Some((kvm, wanted)) = wanted("the_guest_has_the_processors_that_the_host_can_give") else { return };
+    let expected = if flavour() == Flavour::Pvm { 1 } else { 2 };
+    let mut machine = booted(kvm, Wanted { vcpus: 2, ..wanted });
+    assert_eq!(machine.report().vcpus, expected);
+    assert_eq!(order(&machine.call, "processors"), expected.to_string());
+}
+
+#[test]
+fn machines_that_share_an_open_kernel_file_do_not_disturb_each_other() {
+    let test = "machines_that_share_an_open_kernel_file_do_not_disturb_each_other";
+    let (Some((first_kvm, first)), Some((second_kvm, second))) = (wanted(test), wanted(test)) else { return };
+    let shared = Wanted { kernel: first.kernel.try_clone().expect("a descriptor"), ..second };
+    let (mut one, mut two) = (Machine::boot(first_kvm, first), Machine::boot(second_kvm, shared));
+    for machine in [&mut one, &mut two] {
+        assert!(matches!(machine.receive(), FromMachine::Booting { .. }));
+        let mut hello = [0; HELLO.len()];
+        machine.call.read_exact(&mut hello).expect("the guest calls");
+    }
+}
+
+#[test]
+fn a_kernel_cut_in_half_is_refused_before_a_vcpu_runs() {
+    let Some((kvm, wanted)) = wanted("a_kernel_cut_in_half_is_refused_before_a_vcpu_runs") else { return };
+    let mut bytes = Vec::new();
+    (&wanted.kernel).read_to_end(&mut bytes).expect("readable");
+    bytes.truncate(bytes.len() / 2);
+    let mut machine = Machine::boot(kvm, Wanted::kernel_bytes(&bytes));
+    let FromMachine::Failed(failure) = machine.receive() else { panic!("half a kernel does not boot") };
+    assert!(failure.message.contains("cut short"), "{}", failure.message);
+}
