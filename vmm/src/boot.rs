@@ -263,6 +263,7 @@ struct Loaded {
 impl Loaded {
     fn assemble(self, spec: &MachineSpec, marks: &Marks, exits: &Exits) -> Result<Assembled, BootError> {
         let KvmReady { vm, vcpus, kind, flavour, devices, .. } = self.ready;
+        let (sender, events) = event::queue().map_err(|error| BootError::Resources("eventfd", error))?;
         let tail = Arc::new(ConsoleTail::new());
         let early = devices.early_console().map_err(|error| BootError::Resources("dup", error))?;
         let (called_marks, called_exits) = (marks.clone(), exits.clone());
@@ -270,12 +271,11 @@ impl Loaded {
             called_exits.note_call();
             called_marks.note("agent call");
         });
-        let devices = devices.build(spec, tail.clone(), on_call)?;
+        let devices = devices.build(spec, tail.clone(), on_call, &sender)?;
         let mut transports = Vec::new();
         for (device, slot) in devices.list.into_iter().zip(&self.slots) {
             transports.push(connect(&vm, &self.memory, device, *slot)?);
         }
-        let (sender, events) = event::queue().map_err(|error| BootError::Resources("eventfd", error))?;
         let bus = Arc::new(Bus::new(Ports::new(early, tail), transports, marks.clone(), sender.clone()));
         marks.note("devices ready");
         Ok(Assembled {

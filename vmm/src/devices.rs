@@ -3,14 +3,17 @@
 use std::{
     fs::File,
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{Arc, atomic::AtomicU64},
 };
 
-use vmm_control::{DiskSpec, MachineSpec};
-use vmm_virtio::{Block, Console, ConsoleTail, FileBackend, OnGuestCall, Rng, VirtioDevice, Vsock};
+use vmm_control::{DiskSpec, MachineSpec, ShareSpec};
+use vmm_virtio::{Block, Console, ConsoleTail, FileBackend, OnGuestCall, Rng, VhostUserFs, VirtioDevice, Vsock};
 
-use crate::sys::{ClaimError, Inherited};
+use crate::{
+    event::{Event, EventSender},
+    sys::{ClaimError, Inherited},
+};
 
 /// A device could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +63,7 @@ impl DeviceFiles {
     /// How many devices they become.
     pub fn count(&self) -> usize {
         // Console, vsock and random numbers are always there.
-        self.disks.len() + 3
+        self.disks.len() + self.shares.len() + 3
     }
 
     /// The console's output once more, for the early console; from now on neither waits for who reads it.
@@ -69,12 +72,13 @@ impl DeviceFiles {
         self.console.try_clone()
     }
 
-    /// Builds the devices. `on_call` is called when the guest calls the host.
+    /// Builds the devices. `on_call` is called when the guest calls the host; the loss of a file server goes to `events`.
     pub fn build(
         self,
         spec: &MachineSpec,
         tail: Arc<ConsoleTail>,
         on_call: OnGuestCall,
+        events: &EventSender,
     ) -> Result<Devices, DeviceError> {
         let mut list: Vec<Box<dyn VirtioDevice>> = Vec::new();
         let mut disk_bytes_read = Vec::new();
@@ -90,6 +94,9 @@ impl DeviceFiles {
         vsock.on_guest_call(on_call);
         list.push(Box::new(vsock));
         list.push(Box::new(Rng::new()));
+        for ((index, share), socket) in spec.shares.iter().enumerate().zip(self.shares) {
+            list.push(Box::new(file_share(index, share, socket.into(), events.clone())?));
+        }
         Ok(Devices { list, disk_bytes_read })
     }
 }
@@ -98,6 +105,21 @@ fn block(index: usize, spec: &DiskSpec, file: File) -> Result<Block, DeviceError
     let name = format!("blk{index}");
     let backend = FileBackend::new(file, spec.read_only).map_err(|source| failed(&name, source))?;
     Ok(Block::new(&name, Box::new(backend), spec.read_only, &spec.serial))
+}
+
+fn file_share(
+    index: usize,
+    spec: &ShareSpec,
+    server: UnixStream,
+    events: EventSender,
+) -> Result<VhostUserFs, DeviceError> {
+    let device = format!("fs{index}");
+    let mut share = VhostUserFs::connect(&device, &spec.tag, server).map_err(|source| failed(&device, source))?;
+    let message = format!("the file server of share {} is gone: see its log", spec.tag);
+    share.on_server_lost(Box::new(move || {
+        events.send(Event::DeviceLost { device: device.clone(), message: message.clone() });
+    }));
+    Ok(share)
 }
 
 fn failed(device: &str, source: io::Error) -> DeviceError {

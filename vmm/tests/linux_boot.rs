@@ -8,12 +8,13 @@ mod rig;
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
     sync::OnceLock,
 };
 
+use command_fds::{CommandFdExt, FdMapping};
 use rig::{CALL_PORT, Machine, PATIENCE, Wanted, flavour, guest_kernel, kvm};
 use vmm_control::{Ending, Flavour, FromMachine, ToMachine};
 
@@ -32,7 +33,7 @@ fn as_guest_init() {
             "panic" => std::process::exit(7),
             "memory" => proc_line("/proc/meminfo", "MemTotal:"),
             "processors" => std::thread::available_parallelism().map_or(0, usize::from).to_string(),
-            "interrupts" => proc_line("/proc/interrupts", "virtio0"),
+            "share" => read_share(),
             other => format!("no such order: {other}"),
         };
         (&host).write_all(format!("{answer}\n").as_bytes()).expect("connected");
@@ -54,13 +55,21 @@ fn proc_line(path: &str, word: &str) -> String {
     text.lines().find(|line| line.contains(word)).unwrap_or("nothing").to_owned()
 }
 
+/// What the share's file says; leaves a file of its own beside it.
+fn read_share() -> String {
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tests", "/share", "virtiofs", flags, None).expect("the tag is there");
+    std::fs::write("/share/from-guest", "greetings from the guest").expect("a writable share");
+    std::fs::read_to_string("/share/from-host").expect("a readable share")
+}
+
 /// An image with this binary as its init; made once.
 fn image() -> &'static Path {
     static IMAGE: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, image) = IMAGE.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().join("root");
-        for name in ["dev", "proc", "sbin"] {
+        for name in ["dev", "proc", "sbin", "share"] {
             std::fs::create_dir_all(root.join(name)).expect("a folder");
         }
         std::fs::copy(std::env::current_exe().expect("this binary"), root.join("sbin/init")).expect("copied");
@@ -132,6 +141,45 @@ fn the_guest_calls_and_the_report_tells_how_it_came_there() {
     machine.send(&ToMachine::Stop);
     assert_eq!(machine.receive(), FromMachine::Ended(Ending::Stopped));
     assert!(machine.exit().success());
+}
+
+/// A file server over this folder, as `make build` stages it, and a socket connected to it; or a skip.
+fn file_server(test: &str, folder: &Path) -> Option<(Child, UnixStream)> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/stage/libexec/kata-rs/virtiofsd");
+    if !program.exists() {
+        assert!(std::env::var_os("CI").is_none(), "{test} needs virtiofsd; in CI a skip is a failure");
+        eprintln!("SKIPPED {test}: needs virtiofsd (make build)");
+        return None;
+    }
+    let socket = folder.with_extension("sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let mut command = Command::new(program);
+    command.args(["--fd=3", "--sandbox=none", "--log-level=error", "--shared-dir"]).arg(folder);
+    let mapping = FdMapping { parent_fd: listener.into(), child_fd: 3 };
+    let server = command.fd_mappings(vec![mapping]).expect("one").spawn().expect("it starts");
+    Some((server, UnixStream::connect(socket).expect("it listens")))
+}
+
+#[test]
+fn a_share_is_readable_and_writable_and_the_machine_ends_with_its_server() {
+    let test = "a_share_is_readable_and_writable_and_the_machine_ends_with_its_server";
+    let Some((kvm, wanted)) = wanted(test) else { return };
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = parent.path().join("shared");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::write(folder.join("from-host"), "greetings from the host").expect("written");
+    let Some((mut server, stream)) = file_server(test, &folder) else { return };
+    let mut machine = booted(kvm, Wanted { share: Some(("tests".to_owned(), stream)), ..wanted });
+    assert_eq!(order(&machine.call, "share"), "greetings from the host");
+    let theirs = std::fs::read_to_string(folder.join("from-guest")).expect("the guest wrote it");
+    assert_eq!(theirs, "greetings from the guest");
+    server.kill().expect("our child");
+    server.wait().expect("our child");
+    let FromMachine::Ended(Ending::DeviceFault { device, message }) = machine.receive() else {
+        panic!("the machine should end with its file server")
+    };
+    assert_eq!(device, "fs0");
+    assert!(message.contains("share tests"), "{message}");
 }
 
 #[test]

@@ -18,8 +18,8 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use tempfile::TempDir;
 use vmm_control::{
-    CONTROL_FD, ConsoleSpec, DiskSpec, Flavour, FromMachine, GuestCall, KernelSpec, MachineSpec, Report, ToMachine,
-    VsockSpec, frame,
+    CONTROL_FD, ConsoleSpec, DiskSpec, Flavour, FromMachine, GuestCall, KernelSpec, MachineSpec, Report, ShareSpec,
+    ToMachine, VsockSpec, frame,
 };
 
 /// Longest wait for anything in a test: an event that does not come by then never will.
@@ -73,6 +73,8 @@ pub struct Wanted {
     pub memory_mib: u32,
     /// vCPUs.
     pub vcpus: u8,
+    /// A share's tag, and a socket connected to its file server.
+    pub share: Option<(String, UnixStream)>,
     /// Words for the kernel.
     pub extra_cmdline: String,
 }
@@ -80,7 +82,7 @@ pub struct Wanted {
 impl Wanted {
     /// A small machine with this kernel and nothing else.
     pub fn kernel(file: File) -> Self {
-        Self { kernel: file, image: None, memory_mib: 64, vcpus: 1, extra_cmdline: String::new() }
+        Self { kernel: file, image: None, memory_mib: 64, vcpus: 1, share: None, extra_cmdline: String::new() }
     }
 
     /// The same with a kernel file of these bytes.
@@ -131,6 +133,11 @@ impl Machine {
             DiskSpec { file: CONTROL_FD + files.len() as i32, read_only: true, serial: "guest-image".to_owned() }
         });
         let disks = disks.collect();
+        let shares = wanted.share.into_iter().map(|(tag, server)| {
+            files.push(server.into());
+            ShareSpec { tag, socket: CONTROL_FD + files.len() as i32 }
+        });
+        let shares = shares.collect();
         let spec = MachineSpec {
             kvm: 4,
             vcpus: wanted.vcpus,
@@ -139,7 +146,7 @@ impl Machine {
             extra_cmdline: wanted.extra_cmdline,
             disks,
             vsock: VsockSpec { cid: 3, hybrid: 7, calls: vec![GuestCall { port: CALL_PORT, stream: 8 }] },
-            shares: Vec::new(),
+            shares,
             console: ConsoleSpec { output: 9 },
         };
         files.insert(0, their_control);
