@@ -27,8 +27,8 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// Begins to read the pipe.
-    pub(crate) fn follow(name: &'static str, pipe: OwnedFd) -> io::Result<Self> {
+    /// Begins to read the pipe; what comes is also logged.
+    pub(crate) fn follow(name: &'static str, level: log::Level, pipe: OwnedFd) -> io::Result<Self> {
         let mut pipe = pipe::Receiver::from_owned_fd(pipe)?;
         let bytes = Arc::new(Mutex::new(VecDeque::new()));
         let (end, ended) = watch::channel(false);
@@ -36,7 +36,7 @@ impl Tail {
         tokio::spawn(async move {
             let mut chunk = [0u8; 4096];
             while let Ok(len @ 1..) = pipe.read(&mut chunk).await {
-                log::debug!("{name}: {}", guest_text(&chunk[..len], chunk.len()));
+                log::log!(level, "{name}: {}", guest_text(&chunk[..len], chunk.len()));
                 keep(&mut kept.lock().unwrap_or_else(PoisonError::into_inner), &chunk[..len]);
             }
             end.send_replace(true);
@@ -76,7 +76,7 @@ mod tests {
     #[tokio::test]
     async fn the_tail_is_the_end_and_bounded() {
         let (read, write) = pipe_pair().expect("a pipe");
-        let tail = Tail::follow("console", read).expect("followed");
+        let tail = Tail::follow("console", log::Level::Debug, read).expect("followed");
         let writer = std::thread::spawn(move || {
             let mut write = File::from(write);
             for _ in 0..1000 {

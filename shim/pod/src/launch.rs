@@ -146,9 +146,9 @@ impl Prepared {
         let (console, console_end) = pipe_pair()?;
         let (vmm_words, stderr) = pipe_pair()?;
         let (server_words, server_stderr) = pipe_pair()?;
-        acquired.console = Some(Tail::follow("console", console)?);
-        acquired.vmm_words = Some(Tail::follow("vmm", vmm_words)?);
-        acquired.server_words = Some(Tail::follow("file server", server_words)?);
+        acquired.console = Some(Tail::follow("console", log::Level::Debug, console)?);
+        acquired.vmm_words = Some(Tail::follow("vmm", log::Level::Warn, vmm_words)?);
+        acquired.server_words = Some(Tail::follow("file server", log::Level::Warn, server_words)?);
         let (control, control_end) = UnixStream::pair()?;
         let (call, call_end) = UnixStream::pair()?;
         let (server_listener, share) = server_connection(state)?;

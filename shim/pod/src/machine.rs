@@ -17,8 +17,10 @@ use vmm_control::{Ending, FromMachine, Report, ToMachine, frame};
 
 use crate::{ErrorKind, PodError, process::Spawned};
 
-/// How long a VMM that has closed its control socket may take to end by itself.
+/// How long a VMM that has closed its control socket may take to end by itself, and the socket of one that has ended to run dry.
 const HANGUP_GRACE: Duration = Duration::from_secs(1);
+/// How long a machine may live without its file server: both end at about the same time, in any order.
+const SERVER_GRACE: Duration = Duration::from_secs(1);
 /// How long a report may take.
 const REPORT_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -40,7 +42,7 @@ enum Wake {
     Hangup(Option<frame::FrameError>),
     /// The process has ended.
     Exited,
-    /// It had its time after the hangup.
+    /// One of the two above had its time to be followed by the other.
     GraceOver,
     /// Ask for a report.
     Report(oneshot::Sender<Report>),
@@ -68,8 +70,15 @@ impl Machine {
         if let Some(process) = process.clone() {
             tokio::spawn(watch_process(process, wakes.clone()));
         }
-        let conversation =
-            Conversation { write, tell, process: process.clone(), wakes: wakes.downgrade(), reports: VecDeque::new() };
+        let conversation = Conversation {
+            write,
+            tell,
+            process: process.clone(),
+            wakes: wakes.downgrade(),
+            reports: VecDeque::new(),
+            hangup: None,
+            exited: false,
+        };
         tokio::spawn(conversation.run(inbox));
         Self { wakes, known, process }
     }
@@ -114,6 +123,18 @@ impl Machine {
     /// Gives the machine up: it is killed and gone for this reason.
     pub(crate) fn condemn(&self, reason: String) {
         let _ = self.wakes.send(Wake::Condemn(reason));
+    }
+
+    /// Gives the machine up when its file server dies: every file of its containers would hang for ever.
+    pub(crate) fn depend_on(&self, server: Arc<Spawned>) {
+        let machine = self.clone();
+        tokio::spawn(async move {
+            let _ = server.ended().await;
+            if tokio::time::timeout(SERVER_GRACE, machine.gone()).await.is_err() {
+                let how = server.reap().map(|status| status.to_string()).unwrap_or_default();
+                machine.condemn(format!("the {} died ({how}), and with it the files of all containers", server.what()));
+            }
+        });
     }
 
     /// Boot marks and counters.
@@ -168,6 +189,10 @@ struct Conversation {
     process: Option<Arc<Spawned>>,
     wakes: mpsc::WeakUnboundedSender<Wake>,
     reports: VecDeque<oneshot::Sender<Report>>,
+    /// Why the control socket ended.
+    hangup: Option<String>,
+    /// The process has ended.
+    exited: bool,
 }
 
 impl Conversation {
@@ -177,7 +202,7 @@ impl Conversation {
                 Wake::Message(message) => self.hear(message),
                 Wake::Hangup(error) => self.hung_up(error),
                 Wake::Exited => self.exited(),
-                Wake::GraceOver => self.process.iter().for_each(|p| p.kill()),
+                Wake::GraceOver => self.grace_over(),
                 Wake::Report(reply) => {
                     self.reports.push_back(reply);
                     self.say(&ToMachine::Report).await;
@@ -202,12 +227,21 @@ impl Conversation {
         }
     }
 
+    /// The socket and the process end at the same time and are heard in any order; what the VMM said last comes before both.
     fn hung_up(&mut self, error: Option<frame::FrameError>) {
-        let reason = error.map_or_else(|| "it closed its control socket".to_owned(), |e| e.to_string());
-        if self.process.is_none() {
-            return self.gone(format!("the virtual machine monitor is gone: {reason}"));
+        self.hangup = Some(error.map_or_else(|| "it closed its control socket".to_owned(), |e| e.to_string()));
+        self.conclude_or_wait();
+    }
+
+    fn exited(&mut self) {
+        self.exited = true;
+        self.conclude_or_wait();
+    }
+
+    fn conclude_or_wait(&mut self) {
+        if self.hangup.is_some() && (self.exited || self.process.is_none()) {
+            return self.conclude();
         }
-        log::debug!("the virtual machine monitor hung up: {reason}");
         let wakes = self.wakes.clone();
         tokio::spawn(async move {
             tokio::time::sleep(HANGUP_GRACE).await;
@@ -215,9 +249,18 @@ impl Conversation {
         });
     }
 
-    fn exited(&mut self) {
-        let status = self.process.as_ref().and_then(|p| p.reap());
-        let how = status.map_or_else(|| "ended".to_owned(), |status| status.to_string());
+    fn grace_over(&mut self) {
+        if self.exited {
+            self.conclude();
+        } else if let Some(process) = &self.process {
+            process.kill();
+        }
+    }
+
+    /// Without a last message: tells what can be seen from outside.
+    fn conclude(&mut self) {
+        let status = self.process.as_ref().and_then(|p| p.reap()).map(|status| status.to_string());
+        let how = status.or_else(|| self.hangup.clone()).unwrap_or_default();
         self.gone(format!("the virtual machine monitor died ({how})"));
     }
 
@@ -294,13 +337,36 @@ mod tests {
 
     #[tokio::test]
     async fn a_killed_vmm_is_told_by_its_signal_and_reaped() {
-        let (ours, _theirs) = UnixStream::pair().expect("a pair");
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
         let child = Command::new("sleep").arg("1000").spawn().expect("spawned");
         let process = Arc::new(Spawned::hold("vmm", child).expect("held"));
         let machine = Machine::converse(ours, Some(Arc::clone(&process)));
         process.kill();
+        drop(theirs);
         assert!(machine.gone().await.contains("signal: 9"), "{}", machine.gone().await);
         assert!(!std::path::Path::new(&format!("/proc/{}", machine.pid())).exists());
+    }
+
+    #[tokio::test]
+    async fn the_last_message_counts_even_when_the_end_of_the_process_is_heard_first() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let child = Command::new("true").spawn().expect("spawned");
+        let process = Arc::new(Spawned::hold("vmm", child).expect("held"));
+        let machine = Machine::converse(ours, Some(Arc::clone(&process)));
+        process.ended().await.expect("ended");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        send(&mut theirs, &FromMachine::Ended(Ending::GuestReset)).await;
+        drop(theirs);
+        assert!(machine.gone().await.contains("switched the machine off"));
+    }
+
+    #[tokio::test]
+    async fn a_machine_does_not_outlive_its_file_server() {
+        let (ours, _theirs) = UnixStream::pair().expect("a pair");
+        let machine = Machine::converse(ours, None);
+        let child = Command::new("true").spawn().expect("spawned");
+        machine.depend_on(Arc::new(Spawned::hold("file server", child).expect("held")));
+        assert!(machine.gone().await.starts_with("the file server died (exit status: 0)"));
     }
 
     #[tokio::test]

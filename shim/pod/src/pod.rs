@@ -80,6 +80,9 @@ impl Pod {
         let Launched { acquired, state, marks } = launched;
         let expect = "a launched pod has it";
         let machine = acquired.machine.clone().expect(expect);
+        if let Some(server) = &acquired.server {
+            machine.depend_on(Arc::clone(server));
+        }
         let shared = Shared {
             agent: acquired.agent.clone().expect(expect),
             machine: machine.clone(),

@@ -266,3 +266,70 @@ async fn needs_kvm_a_guest_image_of_noise_fails_with_the_console_and_leaves_noth
     assert!(error.message.contains("last words of the guest's console"), "{}", error.message);
     stage.assert_nothing_left();
 }
+
+/// Processes whose command line or environment names the test's folder, zombies aside.
+fn carriers_of(word: &str) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").expect("read").filter_map(Result::ok);
+    let said = |path: PathBuf, file: &str| {
+        std::fs::read(path.join(file)).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
+    };
+    entries
+        .map(|entry| said(entry.path(), "cmdline") + &said(entry.path(), "environ"))
+        .filter(|text| text.contains(word))
+        .collect()
+}
+
+const OWNED_FOLDER: &str = "KATA_RS_TEST_OWNED_FOLDER";
+
+/// Not a test of its own: the process that the next test kills. It makes a pod and waits for its death.
+#[tokio::test]
+#[ignore = "started by needs_kvm_a_killed_owner_leaves_what_clean_up_undoes"]
+async fn owner_to_be_killed() {
+    let Some(folder) = std::env::var_os(OWNED_FOLDER) else { return };
+    let Some(mut stage) = Stage::new("an owner to be killed") else { return };
+    let spec = PodSpec { state_dir: PathBuf::from(&folder).join("pod"), ..stage.pod_spec() };
+    let pod = Pod::launch(&stage.installation, spec).await.expect("launched");
+    stage.mounts_before.clear();
+    pod.create_container(stage.container("sleep 1000", json!([]))).await.expect("created");
+    pod.start(&first()).await.expect("started");
+    std::fs::write(PathBuf::from(&folder).join("ready"), pod.vmm_pid().to_string()).expect("written");
+    pod.gone().await;
+}
+
+#[test]
+fn needs_kvm_a_killed_owner_leaves_what_clean_up_undoes() {
+    let Some(stage) = Stage::new("a killed owner") else { return };
+    let folder = stage.root.path().join("owned");
+    std::fs::create_dir(&folder).expect("made");
+    for moment in ["at once", "booting", "running"] {
+        let mut owner = Command::new(std::env::current_exe().expect("known"));
+        owner
+            .args(["--exact", "owner_to_be_killed", "--ignored"])
+            .env(OWNED_FOLDER, &folder)
+            .stdout(std::process::Stdio::null());
+        let mut owner = owner.spawn().expect("spawned");
+        let begun = Instant::now();
+        let there = |name: &str| folder.join(name).exists();
+        while !match moment {
+            "at once" => there("pod/record"),
+            "booting" => begun.elapsed() > Duration::from_millis(150),
+            _ => there("ready"),
+        } {
+            assert!(begun.elapsed() < Duration::from_secs(20), "the owner does not come {moment}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        owner.kill().expect("killed");
+        owner.wait().expect("reaped");
+        let begun = Instant::now();
+        pod::clean_up(&folder.join("pod")).expect("cleaned up");
+        let took = begun.elapsed();
+        eprintln!("killed {moment}: cleaned up in {took:?}");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(!there("pod"), "the folder is left");
+        let _ = std::fs::remove_file(folder.join("ready"));
+        std::thread::sleep(Duration::from_millis(50));
+        let left = carriers_of(folder.to_str().expect("plain"));
+        assert!(left.is_empty(), "killed {moment}, and left: {left:?}");
+        assert_eq!(host_mounts(), stage.mounts_before);
+    }
+}
