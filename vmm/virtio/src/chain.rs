@@ -201,3 +201,6 @@ fn slices<'a>(
         .flat_map(|piece| GuestMemoryBackend::get_slices(memory, piece.address, piece.len))
         .map(|slice| slice.map_err(ChainFault::Memory))
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,7 +62,9 @@ impl Server {
                         reply.extend(word.to_ne_bytes());
                     }
                     reply.extend(answer);
-                    stream.write_all(&reply).expect("reply");
+                    if stream.write_all(&reply).is_err() {
+                        break;
+                    }
                 }
             }
             seen

@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
 };
 
 use vmm_sys_util::eventfd::EventFd;
@@ -21,7 +24,11 @@ pub(super) struct MmioInterrupt {
     generation: AtomicU32,
     needs_reset: AtomicBool,
     foreign: AtomicBool,
+    on_lost: OnceLock<OnLost>,
 }
+
+/// Called when an active device can no longer serve.
+pub type OnLost = Box<dyn Fn() + Send + Sync>;
 
 impl MmioInterrupt {
     pub(super) fn new(line: EventFd) -> Self {
@@ -31,7 +38,21 @@ impl MmioInterrupt {
             generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             foreign: AtomicBool::new(false),
+            on_lost: OnceLock::new(),
         }
+    }
+
+    /// Sets the hook; only the first one counts.
+    pub(super) fn on_lost(&self, hook: OnLost) {
+        if self.on_lost.set(hook).is_err() {
+            log::debug!("a device's hook for its loss was set already");
+        }
+    }
+
+    /// DEVICE_NEEDS_RESET, without a word to the machine.
+    pub(super) fn ask_for_reset(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.raise(CONFIG_CHANGE);
     }
 
     /// What the driver reads from InterruptStatus.
@@ -89,8 +110,10 @@ impl Interrupt for MmioInterrupt {
     }
 
     fn needs_reset(&self) {
-        self.needs_reset.store(true, Ordering::SeqCst);
-        self.raise(CONFIG_CHANGE);
+        self.ask_for_reset();
+        if let Some(hook) = self.on_lost.get() {
+            hook();
+        }
     }
 
     fn queue_eventfd(&self) -> io::Result<EventFd> {

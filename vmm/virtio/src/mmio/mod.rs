@@ -14,6 +14,7 @@ mod registers;
 mod status;
 mod transport;
 
+pub use interrupt::OnLost;
 pub use transport::{MmioTransport, TransportEvent};
 
 /// Bytes of address space that a device takes.

@@ -8,13 +8,13 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{
-    interrupt::MmioInterrupt,
+    interrupt::{MmioInterrupt, OnLost},
     queue::QueueRegisters,
     registers::Register,
     status::{self, Step},
 };
 use crate::{
-    device::{Activation, ActiveQueue, DeviceTraits, Interrupt, VirtioDevice},
+    device::{Activation, ActiveQueue, DeviceTraits, VirtioDevice},
     log_limit::warn_limited,
 };
 
@@ -100,6 +100,12 @@ impl MmioTransport {
     /// All of them, in the order of the queues.
     pub fn notify_eventfds(&self) -> &[EventFd] {
         &self.kicks
+    }
+
+    /// Calls `hook`, from the device's thread, when the device has stopped serving on its own: the driver broke the rules, the host refused
+    /// something, or a server went away. The log says which; the driver sees DEVICE_NEEDS_RESET. Set it before the guest runs.
+    pub fn on_lost(&mut self, hook: OnLost) {
+        self.interrupt.on_lost(hook);
     }
 
     /// Stops the device, as at the machine's end. The queues' positions come back; empty when it did not run.
@@ -282,7 +288,7 @@ impl MmioTransport {
             Ok(()) => TransportEvent::DriverOk,
             Err(error) => {
                 warn_limited!("device {}: it does not start: {error}", self.traits.name);
-                self.interrupt.needs_reset();
+                self.interrupt.ask_for_reset();
                 TransportEvent::Failed
             }
         }
@@ -328,3 +334,6 @@ fn word(features: u64, select: u32) -> u32 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,6 +152,7 @@ impl Muxer {
     pub(super) fn give_to_guest(&mut self) -> Result<bool, Fault> {
         for _ in 0..self.receive.size() {
             if self.resets.is_empty() && self.ready.is_empty() {
+                self.starved = false;
                 return Ok(false);
             }
             let chain = self.receive.pop(&self.memory)?;

@@ -141,7 +141,7 @@ impl Muxer {
     }
 
     /// Moves as much as one turn allows in both directions. True when there is more to do at once.
-    fn turn(&mut self) -> Result<bool, Fault> {
+    pub(super) fn turn(&mut self) -> Result<bool, Fault> {
         self.transmit.refuse_kicks(&self.memory)?;
         self.receive.refuse_kicks(&self.memory)?;
         let mut more = self.take_from_guest()?;
