@@ -83,7 +83,7 @@ impl<'fd> Root<'fd> {
     }
 
     /// Opens the directory a path is in, making it if missing, for the path's last name to be created there.
-    pub fn parent_of<'path>(self, path: &'path Path) -> Result<(OwnedFd, &'path Path), Errno> {
+    pub fn parent_of(self, path: &Path) -> Result<(OwnedFd, &Path), Errno> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL) };
         Ok((self.open_or_make(parent, Leaf::Directory)?, Path::new(name)))
     }

@@ -17,12 +17,12 @@ use crate::terminal::TerminalSize;
 use crate::wire::{self, Birth, Order, Report, Role};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// How long a child may take for one answer. Mounts over a share that does not answer are what takes long.
@@ -107,7 +107,8 @@ fn talk(error: io::Error) -> StageError {
 #[derive(Debug)]
 pub struct Stage {
     socket: OwnedFd,
-    child: Child,
+    pid: u32,
+    pidfd: OwnedFd,
 }
 
 impl Stage {
@@ -135,12 +136,15 @@ impl Stage {
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .spawn()?;
-        Ok(Self { socket, child })
+        // It waits for its order, so this is still its pid.
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        Ok(Self { socket, pid: child.id(), pidfd })
     }
 
-    /// Pid of the stage itself, which ends by itself once the new process is born, and is the caller's to reap.
+    /// Pid of the stage itself, for a reaper of all children to know. A stage that has been used is reaped here; one that is
+    /// dropped unused ends, and is the caller's to reap.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// Makes a container and its first process, in `cgroup`, stopped at its gate.
@@ -188,7 +192,7 @@ impl Stage {
         order.send(self.socket.as_fd(), &along).map_err(talk)?;
         // Ours are closed now, so that the end of the child's is the end of the stream.
         drop(stdio);
-        Birthing { socket: self.socket, born: None, ready: None }.wait()
+        Birthing { socket: self.socket, stage: self.pidfd, born: None, ready: None }.wait()
     }
 }
 
@@ -207,6 +211,7 @@ fn sized(mut steps: Vec<Step>, stdio: &StdioFds) -> Vec<Step> {
 /// Waits for both reports, which come from two processes in any order.
 struct Birthing {
     socket: OwnedFd,
+    stage: OwnedFd,
     born: Option<(u32, OwnedFd)>,
     /// The terminal, if any, once the newborn is at its gate.
     ready: Option<Option<OwnedFd>>,
@@ -214,43 +219,49 @@ struct Birthing {
 
 impl Birthing {
     fn wait(mut self) -> Result<Created, StageError> {
-        match self.collect() {
-            Ok(()) => {}
-            Err(error) => {
-                self.kill();
-                return Err(error);
-            }
+        let outcome = self.collect();
+        if outcome.is_err() {
+            self.born.iter().for_each(|(_, newborn)| end(newborn));
+            end(&self.stage);
         }
-        match (self.born, self.ready) {
-            (Some((pid, pidfd)), Some(console)) => {
+        reap(&self.stage);
+        match (outcome?, self.born, self.ready) {
+            ((), Some((pid, pidfd)), Some(console)) => {
                 Ok(Created { pid, pidfd, console, gate: Gate { socket: self.socket } })
             }
             _ => Err(StageError::Died),
         }
     }
 
+    /// A failure of the newborn may overtake the news of its birth, which is needed to reap it.
     fn collect(&mut self) -> Result<(), StageError> {
-        while self.born.is_none() || self.ready.is_none() {
+        let mut failed = None;
+        while self.born.is_none() || (self.ready.is_none() && failed.is_none()) {
             let Some((bytes, mut fds)) = wire::receive(self.socket.as_fd()).map_err(talk)? else {
-                return Err(StageError::Died);
+                return Err(failed.map_or(StageError::Died, StageError::Failed));
             };
             match (read_report(&bytes)?, fds.pop()) {
                 (Report::Born { pid }, Some(pidfd)) => self.born = Some((pid, pidfd)),
                 (Report::Born { .. }, None) => return Err(StageError::Died),
                 (Report::Ready, console) => self.ready = Some(console),
-                (Report::Failed(failure), _) => return Err(StageError::Failed(failure)),
+                (Report::Failed(failure), _) => failed = Some(failure),
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), |failure| Err(StageError::Failed(failure)))
     }
+}
 
-    /// A failed newborn ends by itself; one that is stuck does not.
-    fn kill(&self) {
-        if let Some((_, pidfd)) = &self.born {
-            // It may have ended already, and then there is nothing left to do.
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
-        }
-    }
+/// Ends and reaps a process that failed, or is stuck. An unreaped one would keep the first process of its pid namespace from
+/// ever ending.
+fn end(process: &OwnedFd) {
+    // It may have ended already, and then there is nothing left to do.
+    let _ = pidfd_send_signal(process, Signal::KILL);
+    reap(process);
+}
+
+/// Waits for the end of a child. If somebody who reaps every child was quicker, that is as well.
+fn reap(process: &OwnedFd) {
+    while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED) {}
 }
 
 fn read_report(bytes: &[u8]) -> Result<Report, StageError> {
@@ -304,7 +315,7 @@ impl Gate {
     /// A process that is killed at this moment counts as started: its exit tells the rest.
     ///
     /// # Errors
-    /// When execve fails; the process then ends with 127 or 126.
+    /// When execve fails; the process then ends with 127 or 126, and is to be reaped like any other.
     pub fn start(self) -> Result<(), StageError> {
         match wire::send(self.socket.as_fd(), wire::START, &[]) {
             // It was killed at the gate, and whoever waits for it will see that.

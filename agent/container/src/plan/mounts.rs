@@ -2,7 +2,7 @@
 
 use super::{MountAttributes, MountKind, MountPlan, PlanError, Propagation};
 use oci_spec::runtime::Mount;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// MOUNT_ATTR_* of linux/mount.h.
 pub(crate) mod attr {
@@ -182,7 +182,7 @@ fn check_proc(destination: &Path, what: &MountKind) -> Result<(), &'static str> 
     let allowed = match what {
         MountKind::New { fstype, .. } => destination == Path::new("/proc") && fstype == "proc",
         MountKind::Bind { .. } if destination == Path::new("/proc") => true,
-        MountKind::Bind { .. } => PROC_BINDS.iter().any(|path| destination == PathBuf::from(path)),
+        MountKind::Bind { .. } => PROC_BINDS.iter().any(|path| destination == Path::new(path)),
     };
     if allowed { Ok(()) } else { Err("only /proc itself, or one of the files lxcfs provides, may be mounted there") }
 }
