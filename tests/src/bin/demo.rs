@@ -36,7 +36,8 @@ fn show() -> anyhow::Result<()> {
 
     step("what it sees, with a limit of 0.5 CPUs and 64 MiB");
     let look = "nproc; grep MemTotal /proc/meminfo; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max; ps";
-    let limits = ["--cpus", "0.5", "--memory-limit", "67108864"];
+    let cgroup = "type=cgroup,src=cgroup,dst=/sys/fs/cgroup,options=ro";
+    let limits = ["--cpus", "0.5", "--memory-limit", "67108864", "--mount", cgroup];
     println!("{}", timed(|| containerd.run_container(&limits, &image, &["sh", "-c", look]))?.trim());
 
     step("the limit holds");
