@@ -228,12 +228,15 @@ impl Cgroup {
         }
     }
 
-    /// Waits until no process is left, then removes the cgroup and those below it.
+    /// Waits until no process is left, then removes the cgroup and those below it. One that is gone already is no error.
     ///
     /// # Errors
     /// A process is left after [`EVENT_DEADLINE`], or a directory cannot be removed.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        self.wait_for("populated", "0", "empty")?;
+        match self.wait_for("populated", "0", "empty") {
+            Err(CgroupError::File { source, .. }) if is_gone(&source) => return Ok(()),
+            outcome => outcome?,
+        }
         remove_tree(&self.path)
     }
 
@@ -263,10 +266,9 @@ impl Cgroup {
     ) -> Result<(), CgroupError> {
         visit(directory)?;
         for below in subdirectories(directory)? {
-            // A cgroup that its owner removes meanwhile has nothing to tell.
+            // A cgroup that its owner removes meanwhile has nothing to tell; the processes of a threaded one are listed above.
             match self.walk(&below, visit) {
-                Err(CgroupError::File { source, .. } | CgroupError::Directory { source, .. })
-                    if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+                Err(CgroupError::File { source, .. } | CgroupError::Directory { source, .. }) if is_gone(&source) => {}
                 outcome => outcome?,
             }
         }
@@ -280,6 +282,11 @@ impl Cgroup {
     fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
         write_file(&self.directory, &self.path, file, value)
     }
+}
+
+/// What the kernel answers about a cgroup that has been removed, by name and through a file still open.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);

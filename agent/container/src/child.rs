@@ -10,7 +10,7 @@ mod program;
 mod rootfs;
 mod terminal;
 
-use crate::plan::{ExecPlan, Namespace};
+use crate::plan::Namespace;
 use crate::procfs::Procfs;
 use crate::stage::STAGE_NAME;
 use crate::steps::{Failure, FailureKind, Step};
@@ -81,7 +81,10 @@ fn serve() -> io::Result<()> {
     let Order { birth, steps } = Order::from_file(order)?;
     match bear(&birth, &cast) {
         Ok(Sibling::Caller(pid, pidfd)) => Report::Born { pid }.send(socket.as_fd(), Some(pidfd.as_fd())),
-        Ok(Sibling::Newborn) => live(socket, cast, steps),
+        Ok(Sibling::Newborn) => match see_the_cgroup(&birth, &cast) {
+            Ok(()) => live(socket, cast, steps),
+            Err(error) => report(&socket, failure("join the container", None, error.into())),
+        },
         Err((name, subject, error)) => report(&socket, failure(name, subject, error)),
     }
 }
@@ -125,13 +128,21 @@ fn bear(birth: &Birth, cast: &Cast) -> Result<Sibling, BirthError> {
         let all = ThreadNameSpaceType::MOUNT
             | ThreadNameSpaceType::PROCESS_ID
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-            | ThreadNameSpaceType::CONTROL_GROUP;
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
         move_into_thread_name_spaces(target.as_fd(), all).map_err(fail)?;
     }
     let flags = birth.new.iter().fold(0, |flags, kind| flags | clone_flag(*kind));
     let cgroup = cast.cgroup.as_ref().map(OwnedFd::as_fd);
     sys::clone_sibling(flags, cgroup).map_err(|error| ("make the process", None, error.into()))
+}
+
+/// Joins the container's cgroup namespace, last: from inside it the kernel would refuse to move a newborn into the container's cgroup,
+/// as the stage's own lies outside (nsdelegate, kernel/cgroup/cgroup.c, cgroup_procs_write_permission).
+fn see_the_cgroup(birth: &Birth, cast: &Cast) -> Result<(), Errno> {
+    match cast.target.as_ref().filter(|_| birth.join_target) {
+        Some(target) => move_into_thread_name_spaces(target.as_fd(), ThreadNameSpaceType::CONTROL_GROUP),
+        None => Ok(()),
+    }
 }
 
 fn link_type(kind: Namespace) -> LinkNameSpaceType {
@@ -163,8 +174,7 @@ fn live(socket: OwnedFd, cast: Cast, steps: Vec<Step>) -> io::Result<()> {
         if let Err(error) = newborn.run(step) {
             let kind = error.kind;
             let subject = match step {
-                Step::FindProgram(plan) => plan.args.first().cloned(),
-                Step::Execute => newborn.program_name.clone(),
+                Step::Execute { .. } => newborn.program_name.clone(),
                 other => other.subject(),
             };
             report(&newborn.socket, failure(step.name(), subject, error))?;
@@ -210,7 +220,6 @@ struct Newborn {
     still_to_enter: Option<std::path::PathBuf>,
     program: Option<sys::Program>,
     program_name: Option<String>,
-    plan: Option<ExecPlan>,
 }
 
 impl Newborn {
@@ -226,7 +235,6 @@ impl Newborn {
             still_to_enter: None,
             program: None,
             program_name: None,
-            plan: None,
         }
     }
 
@@ -256,10 +264,10 @@ impl Newborn {
             Step::OomScore(score) => self.write_proc("self/oom_score_adj", &score.to_string()),
             Step::Stdio { owner } => self.set_up_stdio(*owner),
             Step::EnterDirectory(path) => self.enter_directory(path),
-            Step::Identity(plan) => self.become_user(plan),
-            Step::FindProgram(plan) => self.find_program(plan),
+            Step::Identity(identity) => self.become_user(identity),
+            Step::FindProgram { args, env, uid } => self.find_program(args, env, *uid),
             Step::Gate => self.wait_at_gate(),
-            Step::Execute => Err(self.execute()),
+            Step::Execute { filter, drop_to } => Err(self.execute(filter.as_ref(), drop_to.as_ref())),
         }
     }
 

@@ -3,8 +3,10 @@
 //! The order matters and is explained where it does. What a step does is in `child`; nothing is decided there.
 
 use crate::plan::{
-    ContainerPlan, DevicePlan, ExecPlan, MountPlan, Namespace, PropagationKind, RlimitPlan, RootfsPlan, Sysctl,
+    CapabilitySets, ContainerPlan, DevicePlan, ExecPlan, MountPlan, Namespace, PropagationKind, RlimitPlan, RootfsPlan,
+    SYS_ADMIN, Sysctl, UserPlan,
 };
+use crate::seccomp::Program;
 use crate::terminal::TerminalSize;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -54,14 +56,25 @@ pub enum Step {
     Stdio { owner: u32 },
     /// The working directory is entered.
     EnterDirectory(PathBuf),
-    /// User, groups and capabilities; then what is looked up and executed, after the gate.
-    Identity(Box<ExecPlan>),
-    /// The program is found.
-    FindProgram(Box<ExecPlan>),
+    /// User, groups, capabilities, no_new_privs.
+    Identity(Identity),
+    /// The program is found, as the user; `uid` is for a home directory the environment lacks.
+    FindProgram { args: Vec<String>, env: Vec<String>, uid: u32 },
     /// Waits for Start.
     Gate,
-    /// System call filter, and execve.
-    Execute,
+    /// System call filter, capabilities that were only there to install it, and execve.
+    Execute { filter: Option<Program>, drop_to: Option<CapabilitySets> },
+}
+
+/// Who a process becomes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    pub user: UserPlan,
+    /// What it has.
+    pub capabilities: CapabilitySets,
+    /// What it has besides until its filter is installed.
+    pub until_filtered: u64,
+    pub no_new_privileges: bool,
 }
 
 impl Step {
@@ -90,9 +103,9 @@ impl Step {
             Self::Stdio { .. } => "set up stdio",
             Self::EnterDirectory(_) => "enter the working directory",
             Self::Identity(_) => "become the user",
-            Self::FindProgram(_) => "find the program",
+            Self::FindProgram { .. } => "find the program",
             Self::Gate => "wait to be started",
-            Self::Execute => "execute the program",
+            Self::Execute { .. } => "execute the program",
         }
     }
 
@@ -110,7 +123,8 @@ impl Step {
             Self::Rlimit(limit) => Some(format!("{limit:?}")),
             Self::OomScore(score) => Some(score.to_string()),
             Self::Terminal { .. } => Some("/dev/pts/ptmx".into()),
-            Self::Identity(process) => Some(format!("{}:{}", process.user.uid, process.user.gid)),
+            Self::Identity(identity) => Some(format!("{}:{}", identity.user.uid, identity.user.gid)),
+            Self::FindProgram { args, .. } => args.first().cloned(),
             _ => None,
         }
     }
@@ -218,11 +232,19 @@ fn of_process(plan: &ExecPlan) -> Vec<Step> {
     steps.extend(plan.oom_score_adj.map(Step::OomScore));
     steps.push(Step::Stdio { owner: plan.user.uid });
     steps.push(Step::EnterDirectory(plan.cwd.clone()));
+    // A filter without no_new_privs may only be installed by an administrator. It is the very last thing before the program,
+    // since it may forbid anything; so that one capability is kept until then.
+    let needs_admin = plan.seccomp.is_some() && !plan.no_new_privileges && plan.capabilities.effective & SYS_ADMIN == 0;
+    steps.push(Step::Identity(Identity {
+        user: plan.user.clone(),
+        capabilities: plan.capabilities,
+        until_filtered: if needs_admin { SYS_ADMIN } else { 0 },
+        no_new_privileges: plan.no_new_privileges,
+    }));
     // As the user: a program only root may execute is not found for somebody else.
-    steps.push(Step::Identity(Box::new(plan.clone())));
-    steps.push(Step::FindProgram(Box::new(plan.clone())));
+    steps.push(Step::FindProgram { args: plan.args.clone(), env: plan.env.clone(), uid: plan.user.uid });
     steps.push(Step::Gate);
-    steps.push(Step::Execute);
+    steps.push(Step::Execute { filter: plan.seccomp.clone(), drop_to: needs_admin.then_some(plan.capabilities) });
     steps
 }
 
@@ -253,6 +275,56 @@ mod tests {
         let failure =
             Failure { step: "mount".into(), subject: Some(subject.into()), errno, note: note.map(str::to_owned), kind };
         failure.to_string()
+    }
+
+    fn plan(change: impl FnOnce(&mut serde_json::Value)) -> ContainerPlan {
+        let mut spec = serde_json::json!({
+            "ociVersion": "1.2.0", "root": {"path": "/r"}, "process": {"args": ["x"], "cwd": "/", "user": {"uid": 1, "gid": 1}},
+            "linux": {"maskedPaths": ["/m"], "seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}
+        });
+        change(&mut spec);
+        let guest = crate::GuestFacts {
+            cpus: 1,
+            memory_bytes: 1,
+            cgroup_root: "/sys/fs/cgroup".into(),
+            controllers: Default::default(),
+            last_capability: 40,
+        };
+        crate::plan("c", &serde_json::from_value(spec).expect("a specification"), &guest).expect("planned")
+    }
+
+    fn place(steps: &[Step], wanted: impl Fn(&Step) -> bool) -> usize {
+        steps.iter().position(wanted).expect("the step is there")
+    }
+
+    #[test]
+    fn masks_come_before_the_guests_null_device_is_out_of_reach_and_the_gate_after_everything_but_the_program() {
+        let steps = of_container(&plan(|_| ()));
+        let pivot = place(&steps, |step| matches!(step, Step::Pivot(_)));
+        assert!(place(&steps, |step| matches!(step, Step::MaskPath(_))) < pivot);
+        assert!(pivot < place(&steps, |step| matches!(step, Step::Identity(_))));
+        assert!(matches!(&steps[steps.len() - 2..], [Step::Gate, Step::Execute { .. }]));
+    }
+
+    #[test]
+    fn an_administrators_right_is_kept_for_a_filter_only_when_nothing_else_lets_it_in() {
+        let extra = |plan: &ContainerPlan| {
+            of_container(plan).into_iter().find_map(|step| match step {
+                Step::Identity(identity) => Some(identity.until_filtered),
+                _ => None,
+            })
+        };
+        assert_eq!(extra(&plan(|_| ())), Some(SYS_ADMIN));
+        assert_eq!(extra(&plan(|spec| spec["process"]["noNewPrivileges"] = true.into())), Some(0));
+        assert_eq!(extra(&plan(|spec| spec["linux"]["seccomp"] = serde_json::Value::Null)), Some(0));
+        let admin = serde_json::json!({"permitted": ["CAP_SYS_ADMIN"], "effective": ["CAP_SYS_ADMIN"]});
+        assert_eq!(extra(&plan(|spec| spec["process"]["capabilities"] = admin)), Some(0));
+    }
+
+    #[test]
+    fn an_exec_mounts_nothing() {
+        let steps = of_exec(&plan(|_| ()).process);
+        assert!(steps.iter().all(|step| !matches!(step, Step::Mount(_) | Step::Rootfs(_) | Step::Pivot(_))));
     }
 
     #[test]

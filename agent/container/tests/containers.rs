@@ -423,3 +423,72 @@ fn needs_root_a_prepared_stage_that_is_dropped_ends() {
     drop(stage);
     assert_eq!(support::reap(pid), 0);
 }
+
+#[test]
+fn needs_root_a_node_made_for_another_device_cannot_be_opened() {
+    let Some(mut pod) = needs_root!() else { return };
+    let some = json!(["CAP_MKNOD", "CAP_DAC_OVERRIDE"]);
+    pod.spec["process"]["capabilities"] = json!({"bounding": some, "effective": some, "permitted": some});
+    pod.spec["linux"]["resources"]["devices"] = json!([{"allow": false, "access": "rwm"}]);
+    let script = "mknod /tmp/disk b 254 0; mknod /tmp/mem c 1 1; mknod /tmp/zero c 1 5; \
+                  for d in disk mem zero; do head -c 1 /tmp/$d > /dev/null && echo $d; done";
+    let ended = pod.shell(script).run();
+    assert_eq!(ended.stdout, "zero\n", "{ended:?}");
+    assert_eq!(ended.stderr.matches("Operation not permitted").count(), 2, "{ended:?}");
+}
+
+#[test]
+fn needs_root_a_privileged_container_can_open_every_device() {
+    let Some(mut pod) = needs_root!() else { return };
+    pod.spec["linux"]["resources"]["devices"] =
+        json!([{"allow": false, "access": "rwm"}, {"allow": true, "access": "rwm"}]);
+    pod.spec["linux"]["devices"] = json!([{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11}]);
+    let ended = pod.shell("echo -n > /dev/kmsg && echo opened").run();
+    assert_eq!(ended.stdout, "opened\n", "{ended:?}");
+}
+
+#[test]
+fn needs_root_an_ordinary_user_can_open_its_own_streams_again() {
+    let Some(mut pod) = needs_root!() else { return };
+    pod.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    let ended = pod.shell("echo again > /dev/stdout; echo too > /proc/self/fd/2; ls /proc/self/fd | wc -l").run();
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("again\n4\n", "too\n"));
+}
+
+#[test]
+fn needs_root_an_exec_follows_its_container_into_cgroups_made_inside() {
+    let Some(mut pod) = needs_root!() else { return };
+    for mount in pod.spec["mounts"].as_array_mut().expect("mounts") {
+        if mount["destination"] == "/sys/fs/cgroup" {
+            mount["options"] = json!(["rw"]);
+        }
+    }
+    let script = "cd /sys/fs/cgroup; mkdir inner; echo 1 > inner/cgroup.procs; read first rest < cgroup.controllers; \
+                  echo +$first > cgroup.subtree_control; echo ready; cat; true";
+    let mut first = pod.shell(script).create().start().expect("started");
+    first.read_until("ready");
+    let ended = pod.exec(&first, &["grep", "^0", "/proc/self/cgroup"]).run();
+    assert_eq!(ended.stdout, "0::/inner\n", "{ended:?}");
+    assert_eq!(first.close_and_wait().code, 0);
+}
+
+/// The shape of containerd's default profile, taken by the kernel itself.
+#[test]
+fn needs_root_the_kernel_takes_a_filter_of_hundreds_of_names() {
+    let Some(mut pod) = needs_root!() else { return };
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/seccomp/syscalls_x86_64.rs")).expect("read");
+    let names: Vec<&str> = text.split('"').skip(1).step_by(2).filter(|name| !name.starts_with("mkdir")).collect();
+    assert!(names.len() > 300);
+    pod.spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [
+            {"names": names, "action": "SCMP_ACT_ALLOW"},
+            {"names": ["personality"], "action": "SCMP_ACT_ALLOW", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]}
+        ]
+    });
+    let ended = pod.shell("mkdir /tmp/no; echo works").run();
+    assert_eq!(ended.stdout, "works\n");
+    assert!(ended.stderr.contains("Operation not permitted"), "{ended:?}");
+}

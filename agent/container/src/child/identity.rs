@@ -1,7 +1,8 @@
 //! Who the process is: directory, user, groups, capabilities.
 
 use super::{Newborn, StepError};
-use crate::plan::{CapabilitySets, ExecPlan, SYS_ADMIN, UserPlan, is_inside_root};
+use crate::plan::{CapabilitySets, UserPlan, is_inside_root};
+use crate::steps::Identity;
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::thread::{
@@ -27,31 +28,23 @@ impl Newborn {
         Ok(())
     }
 
-    pub(super) fn become_user(&mut self, plan: &ExecPlan) -> Result<(), StepError> {
-        drop_bounding(plan.capabilities.bounding)?;
+    pub(super) fn become_user(&mut self, identity: &Identity) -> Result<(), StepError> {
+        drop_bounding(identity.capabilities.bounding)?;
         set_keep_capabilities(true)?;
-        change_user(&plan.user)?;
-        // A filter without no_new_privs may only be installed by an administrator, and that is the very last thing done.
-        let extra = if needs_admin(plan) { SYS_ADMIN } else { 0 };
-        set_sets(&plan.capabilities, extra)?;
+        change_user(&identity.user)?;
+        set_held(&identity.capabilities, identity.until_filtered)?;
+        set_ambient(identity.capabilities.ambient)?;
         set_keep_capabilities(false)?;
         if let Some(path) = self.still_to_enter.take() {
             rustix::process::chdir(path)?;
         }
         check_directory()?;
-        rustix::process::umask(Mode::from_raw_mode(plan.user.umask.unwrap_or(DEFAULT_UMASK)));
-        if plan.no_new_privileges {
+        rustix::process::umask(Mode::from_raw_mode(identity.user.umask.unwrap_or(DEFAULT_UMASK)));
+        if identity.no_new_privileges {
             set_no_new_privs(true)?;
         }
-        self.plan = Some(plan.clone());
         Ok(())
     }
-}
-
-/// Whether CAP_SYS_ADMIN is to be kept for the filter although the program is not to have it.
-pub(super) fn needs_admin(plan: &ExecPlan) -> bool {
-    let has = plan.capabilities.effective & SYS_ADMIN != 0;
-    plan.seccomp.is_some() && !plan.no_new_privileges && !has
 }
 
 fn drop_bounding(keep: u64) -> Result<(), StepError> {
@@ -75,18 +68,21 @@ fn change_user(user: &UserPlan) -> Result<(), StepError> {
     Ok(set_thread_res_uid(Some(uid), Some(uid), Some(uid))?)
 }
 
-/// Sets all but the bounding set; `extra` is held besides, until [`set_sets`] is called again without it.
-pub(super) fn set_sets(sets: &CapabilitySets, extra: u64) -> Result<(), StepError> {
-    set_capabilities(
+/// Sets what a process has and may have; `extra` is held besides, until this is called again without it.
+pub(super) fn set_held(sets: &CapabilitySets, extra: u64) -> Result<(), StepError> {
+    Ok(set_capabilities(
         None,
         rustix::thread::CapabilitySets {
             effective: CapabilitySet::from_bits_retain(sets.effective | extra),
             permitted: CapabilitySet::from_bits_retain(sets.permitted | extra),
             inheritable: CapabilitySet::from_bits_retain(sets.inheritable),
         },
-    )?;
+    )?)
+}
+
+fn set_ambient(mask: u64) -> Result<(), StepError> {
     clear_ambient_capability_set()?;
-    for number in (0..64).filter(|number| sets.ambient & (1 << number) != 0) {
+    for number in (0..64).filter(|number| mask & (1 << number) != 0) {
         configure_capability_in_ambient_set(CapabilitySet::from_bits_retain(1 << number), true)?;
     }
     Ok(())

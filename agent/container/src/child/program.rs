@@ -1,8 +1,9 @@
 //! The program: found as a shell would, and executed as the last thing.
 
-use super::identity::{needs_admin, set_sets};
+use super::identity::set_held;
 use super::{Newborn, StepError};
-use crate::plan::ExecPlan;
+use crate::plan::CapabilitySets;
+use crate::seccomp;
 use crate::steps::{FailureKind, describe};
 use crate::sys::{self, Program};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
@@ -18,44 +19,40 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const MAX_PASSWD: u64 = 1 << 20;
 
 impl Newborn {
-    pub(super) fn find_program(&mut self, plan: &ExecPlan) -> Result<(), StepError> {
-        let Some(name) = plan.args.first() else { return Err(StepError::because("there is no program")) };
-        let path = if name.contains('/') { named(name)? } else { searched(name, &plan.env)? };
-        let mut env = plan.env.clone();
+    pub(super) fn find_program(&mut self, args: &[String], env: &[String], uid: u32) -> Result<(), StepError> {
+        let Some(name) = args.first() else { return Err(StepError::because("there is no program")) };
+        let path = if name.contains('/') { named(name)? } else { searched(name, env)? };
+        let mut env = env.to_vec();
         if value_of("HOME", &env).is_none_or(str::is_empty) {
             env.retain(|entry| !entry.starts_with("HOME="));
-            env.push(format!("HOME={}", home_of(plan.user.uid)));
+            env.push(format!("HOME={}", home_of(uid)));
         }
         let path = CString::new(path.into_os_string().into_encoded_bytes()).map_err(|_| Errno::INVAL)?;
         self.program_name = Some(name.clone());
-        self.program = Some(Program::new(path, c_strings(&plan.args)?, c_strings(&env)?));
+        self.program = Some(Program::new(path, c_strings(args)?, c_strings(&env)?));
         Ok(())
     }
 
     /// Becomes the program; what comes back is why not.
     ///
     /// Between the filter and execve there is one system call at most: a profile may forbid any other.
-    pub(super) fn execute(&mut self) -> StepError {
-        let (Some(plan), Some(program)) = (self.plan.take(), &self.program) else {
-            return StepError::because("there is no program");
-        };
+    pub(super) fn execute(&mut self, filter: Option<&seccomp::Program>, drop_to: Option<&CapabilitySets>) -> StepError {
+        let Some(program) = &self.program else { return StepError::because("there is no program") };
         sys::reset_signals();
-        let ready = sys::close_all_but_stdio_on_exec().map_err(StepError::from).and_then(|()| confine(&plan));
-        if let Err(error) = ready {
-            return error;
+        let ready = sys::close_all_but_stdio_on_exec().map_err(StepError::from);
+        match ready.and_then(|()| confine(filter, drop_to)) {
+            Ok(()) => explain(program.execute()),
+            Err(error) => error,
         }
-        explain(program.execute())
     }
 }
 
-fn confine(plan: &ExecPlan) -> Result<(), StepError> {
-    let Some(filter) = &plan.seccomp else { return Ok(()) };
-    sys::install_seccomp(&filter.instructions, filter.flags)
-        .map_err(|error| StepError::from(error).noting("the system call filter was not accepted"))?;
-    if needs_admin(plan) {
-        set_sets(&plan.capabilities, 0)?;
+fn confine(filter: Option<&seccomp::Program>, drop_to: Option<&CapabilitySets>) -> Result<(), StepError> {
+    if let Some(filter) = filter {
+        sys::install_seccomp(&filter.instructions, filter.flags)
+            .map_err(|error| StepError::from(error).noting("the system call filter was not accepted"))?;
     }
-    Ok(())
+    drop_to.map_or(Ok(()), |sets| set_held(sets, 0))
 }
 
 fn explain(error: std::io::Error) -> StepError {

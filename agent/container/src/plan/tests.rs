@@ -281,3 +281,62 @@ fn other_limits_have_their_files() {
         assert!(limits(json!({"unified": {file: "1"}})).is_err(), "{file}");
     }
 }
+
+mod whatever {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Paths and words near those that matter, and any others.
+    fn any_path() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            Just("proc".to_owned()),
+            Just("..".to_owned()),
+            Just(".".to_owned()),
+            Just("dev".to_owned()),
+            "[a-z]{0,3}"
+        ];
+        (any::<bool>(), prop::collection::vec(part, 0..5))
+            .prop_map(|(absolute, parts)| format!("{}{}", if absolute { "/" } else { "" }, parts.join("/")))
+    }
+
+    fn any_word() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just("ro".to_owned()),
+            Just("rbind".to_owned()),
+            Just("bind".to_owned()),
+            Just("rro".to_owned()),
+            Just("noatime".to_owned()),
+            Just("rslave".to_owned()),
+            "[a-z]{0,8}(=[a-z0-9=]{0,4})?",
+            ".{0,6}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_mount_that_is_planned_leaves_the_root_or_covers_proc(
+            destination in any_path(), source in any_path(), kind in prop::option::of("(tmpfs|proc|bind|cgroup|[a-z]{0,4})"),
+            options in prop::collection::vec(any_word(), 0..6),
+        ) {
+            let mount = json!({"destination": destination, "source": source, "type": kind, "options": options});
+            if let Ok(plan) = try_plan(|spec| spec["mounts"] = json!([mount])) {
+                let mount = &plan.mounts[0];
+                prop_assert!(mount.destination.is_absolute() && mount.destination != Path::new("/"));
+                prop_assert!(!mount.destination.components().any(|part| part == Component::ParentDir));
+                let inside_proc = mount.destination.starts_with("/proc") && mount.destination != Path::new("/proc");
+                prop_assert!(!inside_proc || mount.is_bind());
+                if let MountKind::Bind { source, .. } = &mount.what {
+                    prop_assert!(source.is_absolute());
+                }
+                prop_assert_eq!(mount.attributes.set & mount.attributes.clear & !0x70, 0);
+            }
+        }
+
+        #[test]
+        fn a_sysctl_that_is_planned_stays_below_its_directory(name in "[a-z./]{0,24}") {
+            if let Ok(plan) = try_plan(|spec| spec["linux"]["sysctl"] = json!({name: "1"})) {
+                prop_assert!(plan.sysctls[0].path.split('/').all(|part| !matches!(part, "" | "." | "..")));
+            }
+        }
+    }
+}

@@ -157,7 +157,7 @@ fn any_call() -> impl Strategy<Value = Call> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(500))]
     #[test]
     fn the_program_does_what_the_profile_means(resolved in any_resolved(), calls in prop::collection::vec(any_call(), 1..20)) {
         let instructions = program(&resolved);

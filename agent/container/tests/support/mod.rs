@@ -165,6 +165,7 @@ impl Pod {
         let plan = plan(&self.id, &spec, &self.guest).expect("a plan");
         let cgroup = Cgroup::create(&self.guest.cgroup_root, &plan.cgroup.path).expect("a cgroup");
         cgroup.apply(&plan.cgroup.limits).expect("limits");
+        cgroup.attach_devices(&plan.cgroup.devices).expect("device rules");
         let created = stage().create(&plan, &cgroup, stdio);
         *self.planned.borrow_mut() = Some(plan);
         self.cgroups.borrow_mut().push(cgroup);
@@ -338,9 +339,9 @@ fn cgroup_root() -> Option<PathBuf> {
         .find(|path| path.join("cgroup.controllers").exists())
 }
 
-const APPLETS: [&str; 28] = [
-    "sh", "ls", "cat", "echo", "grep", "id", "stat", "readlink", "hostname", "stty", "tty", "test", "sleep", "mkdir",
-    "touch", "wc", "true", "pwd", "uniq", "umask", "env", "kill", "mount", "ps", "rm", "ln", "head", "dd",
+const APPLETS: [&str; 29] = [
+    "mknod", "sh", "ls", "cat", "echo", "grep", "id", "stat", "readlink", "hostname", "stty", "tty", "test", "sleep",
+    "mkdir", "touch", "wc", "true", "pwd", "uniq", "umask", "env", "kill", "mount", "ps", "rm", "ln", "head", "dd",
 ];
 
 /// A busybox with what it is linked to.
