@@ -23,8 +23,8 @@ use vmm_control::{CONTROL_FD, ConsoleSpec, Ending, FromMachine, MachineSpec, Rep
 
 use crate::{
     PodError, PodSpec,
-    launcher::{Launcher, MachineEnds, StartedMachine},
-    record::Record,
+    launcher::{Carried, Launcher, MachineEnds, tell_what_to_boot},
+    process::Spawned,
     share::{Order, ServerReady, ServerStart, Share},
     streams::read_line,
 };
@@ -75,12 +75,19 @@ impl Double {
 }
 
 impl Launcher for Double {
-    fn start(&self, pod: &PodSpec, ends: MachineEnds, _: &Record, _: &str) -> Result<StartedMachine, PodError> {
+    fn start(
+        &self,
+        pod: &PodSpec,
+        control: &mut net::UnixStream,
+        ends: MachineEnds,
+        _: &Carried,
+    ) -> Result<Option<Arc<Spawned>>, PodError> {
         if self.script.spawn_fails {
             return Err(PodError::host("cannot spawn the double", io::Error::from_raw_os_error(2)));
         }
+        tell_what_to_boot(control, some_spec(pod))?;
         tokio::runtime::Handle::current().spawn(live(self.clone(), ends));
-        Ok(StartedMachine { process: None, spec: some_spec(pod) })
+        Ok(None)
     }
 
     fn share(&self, _: &Path, server: ServerStart) -> io::Result<(Share, ServerReady)> {

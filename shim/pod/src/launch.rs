@@ -27,14 +27,14 @@ use std::{
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::UnixStream as AsyncStream;
-use vmm_control::{Mark, ToMachine, frame};
+use vmm_control::Mark;
 
 use crate::{
     ErrorKind, PodError, PodSpec,
     agent::Agent,
     console::{Tail, pipe_pair},
     ids::check_id,
-    launcher::{Launcher, MachineEnds},
+    launcher::{Carried, Launcher, MachineEnds},
     machine::Machine,
     process::Spawned,
     record::{Entry, Record},
@@ -108,8 +108,7 @@ pub(crate) fn mark(name: &str) -> Mark {
 /// Folder, record and sockets are there; nothing runs.
 struct Prepared {
     common: Common,
-    record: Record,
-    token: String,
+    carried: Carried,
     sockets: Sockets,
 }
 
@@ -129,17 +128,17 @@ impl Prepared {
         let state = Arc::new(StateDir::make(&pod.state_dir)?);
         let mut acquired = Acquired { state_dir: Some(pod.state_dir.clone()), ..Acquired::default() };
         let made = Self::fill(&state, &mut acquired);
-        let (record, token, sockets) = made.map_err(|error| {
+        let (carried, sockets) = made.map_err(|error| {
             let left = crate::state_dir::remove(&pod.state_dir);
             PodError::host(format!("cannot prepare {}", pod.state_dir.display()), error)
                 .with_tail("left behind", &left.join("\n"))
         })?;
         let mut common = Common { pod, acquired, state, marks: vec![asked] };
         common.mark("state folder ready");
-        Ok(Self { common, record, token, sockets })
+        Ok(Self { common, carried, sockets })
     }
 
-    fn fill(state: &StateDir, acquired: &mut Acquired) -> io::Result<(Record, String, Sockets)> {
+    fn fill(state: &StateDir, acquired: &mut Acquired) -> io::Result<(Carried, Sockets)> {
         let record = Record::create(state.path())?;
         let token = new_token()?;
         record.write(&Entry::Token(token.clone()))?;
@@ -160,49 +159,56 @@ impl Prepared {
             share: share.into(),
             stderr,
         };
-        Ok((record, token, Sockets { control, call, theirs, server_listener: server_listener.into(), server_stderr }))
+        Ok((
+            Carried { record, token },
+            Sockets { control, call, theirs, server_listener: server_listener.into(), server_stderr },
+        ))
     }
 
     async fn boot(self, launcher: Arc<dyn Launcher>) -> Result<Booting, PodError> {
-        let Self { mut common, record, token, sockets } = self;
-        let Sockets { control, call, theirs, server_listener, server_stderr } = sockets;
-        let server = ServerStart {
-            listener: server_listener,
-            stderr: server_stderr,
-            record: record.clone(),
-            token: token.clone(),
-        };
-        let ready = match launcher.share(common.state.path(), server) {
+        let Self { mut common, carried, sockets } = self;
+        let Sockets { mut control, call, theirs, server_listener, server_stderr } = sockets;
+        let server = ServerStart { listener: server_listener, stderr: server_stderr, carried: carried.clone() };
+        let pod = common.pod.clone();
+        let starter = Arc::clone(&launcher);
+        // The machine first: it takes longest.
+        let starting = tokio::task::spawn_blocking(move || {
+            let process = starter.start(&pod, &mut control, theirs, &carried)?;
+            Ok((process, control))
+        });
+        let shared = launcher.share(common.state.path(), server);
+        let started = starting.await.unwrap_or_else(|e| Err(PodError::host("the launch was interrupted", e)));
+        let ready = match shared {
             Ok((share, ready)) => {
                 common.acquired.share = Some(share);
-                ready
+                Some(ready)
             }
-            Err(error) => {
-                return Err(common.unwind(PodError::host("cannot start the thread of the share tree", error)).await);
-            }
+            Err(_) => None,
         };
-        let pod = common.pod.clone();
-        let started = tokio::task::spawn_blocking(move || {
-            let started = launcher.start(&pod, theirs, &record, &token)?;
-            let boot = ToMachine::Boot(Box::new(started.spec));
-            frame::write(&mut &control, &boot)
-                .map_err(|e| PodError::host("cannot tell the virtual machine monitor what to boot", e))?;
-            control.set_nonblocking(true).map_err(|e| PodError::host("cannot use the control socket", e))?;
-            call.set_nonblocking(true).map_err(|e| PodError::host("cannot use the agent's socket", e))?;
-            Ok((started.process, AsyncStream::from_std(control), AsyncStream::from_std(call)))
+        let connected = started.and_then(|(process, control)| {
+            let connect = |socket: UnixStream| {
+                socket.set_nonblocking(true)?;
+                AsyncStream::from_std(socket)
+            };
+            let watched = connect(control).and_then(|control| Ok((control, connect(call)?)));
+            let (control, call) = watched.map_err(|e| PodError::host("cannot watch the machine's sockets", e))?;
+            Ok((Machine::converse(control, process), call))
         });
-        let started = started.await.unwrap_or_else(|e| Err(PodError::host("the launch was interrupted", e)));
-        let connected = started.and_then(|(process, control, call)| match (control, call) {
-            (Ok(control), Ok(call)) => Ok((process, control, call)),
-            (Err(e), _) | (_, Err(e)) => Err(PodError::host("cannot watch the machine's sockets", e)),
-        });
-        match connected {
-            Ok((process, control, call)) => {
+        match (connected, ready) {
+            (Ok((machine, call)), ready @ Some(_)) => {
                 common.mark("vmm spawned");
-                common.acquired.machine = Some(Machine::converse(control, process));
-                Ok(Booting { common, call, ready: Some(ready) })
+                common.acquired.machine = Some(machine);
+                Ok(Booting { common, call, ready })
             }
-            Err(error) => Err(Booting::give_up(common, Some(ready), error).await),
+            (Ok((machine, _)), None) => {
+                common.acquired.machine = Some(machine);
+                let error = PodError::new(
+                    ErrorKind::Internal,
+                    "cannot start the thread of the share tree: is the host out of threads?",
+                );
+                Err(common.unwind(error).await)
+            }
+            (Err(error), ready) => Err(Booting::give_up(common, ready, error).await),
         }
     }
 }

@@ -5,17 +5,17 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     path::Path,
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use agent_protocol::{CALL_PORT, GUEST_CID, SHARE_TAG};
 use command_fds::{CommandFdExt, FdMapping};
 use vmm_control::{
     CONTROL_FD, ConsoleSpec, DiskSpec, FdNumber, Flavour, GuestCall, KernelSpec, KvmKind, MachineSpec, Probe,
-    ShareSpec, VsockSpec,
+    ShareSpec, ToMachine, VsockSpec, frame,
 };
 
 use crate::{
@@ -32,6 +32,15 @@ use crate::{
 const SPAWNED_VARIABLE: &str = "KATA_RS_SPAWNED_NANOS";
 /// Serial number of the guest image's disk.
 const IMAGE_SERIAL: &str = "guest-image";
+
+/// What every process of a pod is recorded in and carries.
+#[derive(Debug, Clone)]
+pub(crate) struct Carried {
+    /// The pod's record.
+    pub record: Record,
+    /// The pod's token.
+    pub token: String,
+}
 
 /// The VMM's ends of everything that connects it to the pod.
 #[derive(Debug)]
@@ -50,20 +59,17 @@ pub(crate) struct MachineEnds {
     pub stderr: OwnedFd,
 }
 
-/// A machine that was started.
-#[derive(Debug)]
-pub(crate) struct StartedMachine {
-    /// Its process; none when it lives in this one (tests).
-    pub process: Option<Arc<Spawned>>,
-    /// What to send as the first control message.
-    pub spec: MachineSpec,
-}
-
 /// Starts machines. May block for as long as a spawn takes.
 pub(crate) trait Launcher: Send + Sync {
-    /// Starts a machine of this size with these ends.
-    fn start(&self, pod: &PodSpec, ends: MachineEnds, record: &Record, token: &str)
-    -> Result<StartedMachine, PodError>;
+    /// Says on the control socket what to boot, and starts a machine of this size with these ends.
+    /// There is no process when the machine lives in this one (tests).
+    fn start(
+        &self,
+        pod: &PodSpec,
+        control: &mut UnixStream,
+        ends: MachineEnds,
+        carried: &Carried,
+    ) -> Result<Option<Arc<Spawned>>, PodError>;
     /// Begins to make the share tree in the state folder and to serve it.
     fn share(&self, state_dir: &Path, server: ServerStart) -> io::Result<(Share, ServerReady)>;
 }
@@ -72,9 +78,9 @@ pub(crate) trait Launcher: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct ProcessLauncher {
     /// Where it is.
-    pub installation: Installation,
+    installation: Installation,
     /// Opened before anything else is acquired.
-    pub files: std::sync::Mutex<Option<BootFiles>>,
+    files: Mutex<Option<BootFiles>>,
 }
 
 impl ProcessLauncher {
@@ -90,21 +96,22 @@ impl Launcher for ProcessLauncher {
     fn start(
         &self,
         pod: &PodSpec,
+        control: &mut UnixStream,
         ends: MachineEnds,
-        record: &Record,
-        token: &str,
-    ) -> Result<StartedMachine, PodError> {
+        carried: &Carried,
+    ) -> Result<Option<Arc<Spawned>>, PodError> {
         let files = self.files.lock().ok().and_then(|mut files| files.take()).expect("a launcher starts one machine");
         let vcpus = self.vcpus(pod.vcpus);
         let (spec, mappings, stderr) = lay_out(pod, vcpus, files, ends);
         spec.check().map_err(|e| PodError::new(ErrorKind::InvalidArgument, format!("pod {}: {e}", pod.id)))?;
+        tell_what_to_boot(control, spec)?;
         let mut command = Command::new(&self.installation.vmm);
-        command.env_clear().env(TOKEN_VARIABLE, token).current_dir("/");
+        command.env_clear().env(TOKEN_VARIABLE, &carried.token).current_dir("/");
         command.env(SPAWNED_VARIABLE, mark("vmm spawned").monotonic_nanos.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         command.fd_mappings(mappings).expect("numbers are counted up, so no two are the same");
-        let process = hold("virtual machine monitor", &self.installation.vmm, command, record)?;
-        Ok(StartedMachine { process: Some(Arc::new(process)), spec })
+        let process = hold("virtual machine monitor", &self.installation.vmm, command, &carried.record)?;
+        Ok(Some(Arc::new(process)))
     }
 
     fn share(&self, state_dir: &Path, server: ServerStart) -> io::Result<(Share, ServerReady)> {
@@ -136,6 +143,12 @@ fn vcpus_given(wanted: u8, probe: &Probe) -> u8 {
         KvmKind::Hardware => u8::try_from(probe.vcpus_max).unwrap_or(u8::MAX).max(1),
     };
     wanted.min(most)
+}
+
+/// The first message waits in the socket for the VMM, so that it never waits for us.
+pub(crate) fn tell_what_to_boot(control: &mut UnixStream, spec: MachineSpec) -> Result<(), PodError> {
+    let boot = ToMachine::Boot(Box::new(spec));
+    frame::write(control, &boot).map_err(|e| PodError::host("cannot tell the virtual machine monitor what to boot", e))
 }
 
 /// Gives every object of the machine a number.

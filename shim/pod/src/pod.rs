@@ -5,7 +5,7 @@
 use std::{
     future::Future,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use agent_protocol::messages::{AddExecRequest, CreateContainerRequest, DescribeResponse, StatsResponse};
@@ -118,6 +118,7 @@ impl Pod {
         let oci_spec = serde_json::to_vec(&translation.guest)
             .map_err(|e| PodError::host("cannot write the guest's config.json", e))?;
         let (columns, rows) = container.stdio.terminal.unwrap_or_default();
+        let begun = Instant::now();
         let ((), (streams, stdio)) =
             tokio::try_join!(self.shared.share.add(translation.storage), self.shared.streams.open(container.stdio))?;
         let request = CreateContainerRequest {
@@ -128,7 +129,14 @@ impl Pod {
             rows: rows.into(),
             ..Default::default()
         };
-        Ok((self.shared.agent.create_container(request).await?, streams))
+        let prepared = begun.elapsed();
+        let pid = self.shared.agent.create_container(request).await?;
+        log::debug!(
+            "container {}: files and streams {prepared:?}, agent {:?}",
+            container.id,
+            begun.elapsed() - prepared
+        );
+        Ok((pid, streams))
     }
 
     /// Registers an exec; nothing runs yet, so a missing command is reported by start.

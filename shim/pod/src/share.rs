@@ -36,9 +36,9 @@ use tokio::sync::oneshot;
 
 use crate::{
     ErrorKind, HostMount, PodError, RootFs,
+    launcher::Carried,
     mount_options::{MountOptions, overlay_data},
     process::Spawned,
-    record::Record,
     share_server,
     state_dir::{SHARE_FOLDER, TREE_FOLDER},
     storage::{Bind, StoragePlan},
@@ -78,10 +78,8 @@ pub(crate) struct ServerStart {
     pub listener: OwnedFd,
     /// For its last words.
     pub stderr: OwnedFd,
-    /// The pod's record.
-    pub record: Record,
-    /// The pod's token.
-    pub token: String,
+    /// What it is recorded in and carries.
+    pub carried: Carried,
 }
 
 impl Share {
@@ -99,14 +97,7 @@ impl Share {
         std::thread::Builder::new().name("share".to_owned()).stack_size(256 * 1024).spawn(move || {
             let started = Tree::make(&state_dir).and_then(|tree| {
                 let share = tree.share.clone();
-                let spawned = share_server::spawn(
-                    &program,
-                    &share,
-                    server.listener,
-                    server.stderr,
-                    &server.record,
-                    &server.token,
-                )?;
+                let spawned = share_server::spawn(&program, &share, server.listener, server.stderr, &server.carried)?;
                 Ok((tree, spawned))
             });
             match started {

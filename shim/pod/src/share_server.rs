@@ -12,6 +12,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::{
     PodError,
     installation::missing,
+    launcher::Carried,
     process::{Spawned, start_ticks},
     record::{Entry, Record, TOKEN_VARIABLE},
 };
@@ -53,17 +54,16 @@ pub(crate) fn spawn(
     share: &Path,
     listener: OwnedFd,
     stderr: OwnedFd,
-    record: &Record,
-    token: &str,
+    carried: &Carried,
 ) -> Result<Spawned, PodError> {
     let open_files = getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES_MAX).min(OPEN_FILES_MAX);
     let mut command = Command::new(program);
-    command.args(arguments(share, open_files)).env_clear().env(TOKEN_VARIABLE, token).current_dir("/");
+    command.args(arguments(share, open_files)).env_clear().env(TOKEN_VARIABLE, &carried.token).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
     command
         .fd_mappings(vec![FdMapping { parent_fd: listener, child_fd: LISTENER_FD }])
         .expect("one mapping cannot collide");
-    hold("file server", program, command, record)
+    hold("file server", program, command, &carried.record)
 }
 
 /// Spawns, takes hold, and records.

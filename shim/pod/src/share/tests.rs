@@ -34,14 +34,10 @@ impl Stage {
         let root = tempfile::tempdir().expect("a folder");
         let state = StateDir::make(&root.path().join("pod")).expect("made");
         let (listener, vmm_end) = crate::launch::server_connection(&state).expect("connected");
-        let record = Record::create(state.path()).expect("created");
+        let record = record::Record::create(state.path()).expect("created");
         let stderr = std::fs::File::options().write(true).open("/dev/null").expect("there");
-        let start = ServerStart {
-            listener: listener.into(),
-            stderr: stderr.into(),
-            record,
-            token: "token-of-a-share-test".into(),
-        };
+        let carried = Carried { record, token: "token-of-a-share-test".into() };
+        let start = ServerStart { listener: listener.into(), stderr: stderr.into(), carried };
         let (share, ready) = Share::start(state.path(), &program, start).expect("a thread");
         let server = ready.await.expect("answered").expect("started").expect("a process");
         Some(Self { root, state, share, server, vmm_end: Some(vmm_end) })
