@@ -9,6 +9,11 @@
 //!
 //! Numbers in comments such as "section 2.7.4" are sections of the Virtual I/O Device specification, version 1.2.
 #![forbid(unsafe_code)]
+// A guest must find nothing that panics; tests may.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::expect_used, clippy::panic, clippy::unreachable, clippy::string_slice)
+)]
 
 mod answer;
 pub mod block;

@@ -73,9 +73,11 @@ impl Answer for HostEntropy {
     fn answer(&mut self, index: u16, chain: &Chain, memory: &GuestMemoryMmap) -> Result<u32, Fault> {
         let mut bytes = [0; BYTES_PER_REQUEST];
         let wanted = min(chain.writable_len(), bytes.len());
-        let filled = getrandom(&mut bytes[..wanted], GetRandomFlags::empty())
+        let filled = getrandom(bytes.get_mut(..wanted).unwrap_or_default(), GetRandomFlags::empty())
             .map_err(|error| Fault::Io { operation: "getrandom", source: error.into() })?;
-        chain.write(memory, 0, &bytes[..filled]).map_err(|source| Fault::Chain { index, source })?;
+        chain
+            .write(memory, 0, bytes.get(..filled).unwrap_or_default())
+            .map_err(|source| Fault::Chain { index, source })?;
         Ok(u32::try_from(filled).unwrap_or(u32::MAX))
     }
 }

@@ -158,8 +158,13 @@ impl Disk {
         let mut header = [0; HEADER_LEN];
         chain.read(memory, 0, &mut header)?;
         let status_at = chain.writable_len().checked_sub(1).ok_or(ChainFault::TooShort { len: 0, wanted: 1 })?;
-        let request =
-            Request::parse(header, chain.readable_len() - HEADER_LEN, status_at, self.capacity, self.read_only);
+        let request = Request::parse(
+            header,
+            chain.readable_len().saturating_sub(HEADER_LEN),
+            status_at,
+            self.capacity,
+            self.read_only,
+        );
         let (status, written) = match request {
             Ok(request) => self.carry_out(request, chain, memory)?,
             Err(status) => (status, 0),
@@ -193,7 +198,7 @@ impl Disk {
     fn read(&mut self, offset: u64, len: usize, chain: &Chain, memory: &GuestMemoryMmap) -> Result<(), MoveFault> {
         self.copy.resize(COPY_LEN, 0);
         for start in (0..len).step_by(COPY_LEN) {
-            let part = &mut self.copy[..min(COPY_LEN, len - start)];
+            let part = self.copy.get_mut(..min(COPY_LEN, len - start)).unwrap_or_default();
             self.backend.read_at(part, offset + start as u64).map_err(MoveFault::Backend)?;
             chain.write(memory, start, part).map_err(MoveFault::Chain)?;
             self.bytes_read.fetch_add(part.len() as u64, Ordering::Relaxed);
@@ -204,7 +209,7 @@ impl Disk {
     fn write(&mut self, offset: u64, len: usize, chain: &Chain, memory: &GuestMemoryMmap) -> Result<(), MoveFault> {
         self.copy.resize(COPY_LEN, 0);
         for start in (0..len).step_by(COPY_LEN) {
-            let part = &mut self.copy[..min(COPY_LEN, len - start)];
+            let part = self.copy.get_mut(..min(COPY_LEN, len - start)).unwrap_or_default();
             chain.read(memory, HEADER_LEN + start, part).map_err(MoveFault::Chain)?;
             self.backend.write_at(part, offset + start as u64).map_err(MoveFault::Backend)?;
         }

@@ -85,7 +85,7 @@ impl Answer for Output {
         let mut copy = [0; COPY_LEN];
         let len = chain.readable_len();
         for start in (0..len).step_by(COPY_LEN) {
-            let part = &mut copy[..min(COPY_LEN, len - start)];
+            let part = copy.get_mut(..min(COPY_LEN, len - start)).unwrap_or_default();
             chain.read(memory, start, part).map_err(|source| Fault::Chain { index, source })?;
             self.put(part);
         }

@@ -26,7 +26,7 @@ impl ConsoleTail {
 
     /// Appends bytes; the oldest beyond [`TAIL_LEN`] are forgotten.
     pub fn push(&self, bytes: &[u8]) {
-        let kept = &bytes[bytes.len().saturating_sub(TAIL_LEN)..];
+        let kept = bytes.get(bytes.len().saturating_sub(TAIL_LEN)..).unwrap_or_default();
         let mut last = self.lock();
         let excess = (last.len() + kept.len()).saturating_sub(TAIL_LEN);
         last.drain(..excess);

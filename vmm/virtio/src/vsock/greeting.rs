@@ -41,19 +41,20 @@ impl Greeting {
     /// Takes what has arrived of the first line, and not a byte beyond: those belong to the guest.
     pub(super) fn advance(&mut self) -> Progress {
         let mut peeked = [0; LINE_MAX];
-        let room = LINE_MAX - self.line.len();
-        let len = match receive(&self.stream, &mut peeked[..room], RecvFlags::PEEK) {
+        let room = LINE_MAX.saturating_sub(self.line.len());
+        let len = match receive(&self.stream, peeked.get_mut(..room).unwrap_or_default(), RecvFlags::PEEK) {
             Ok(0) => return Progress::Bad,
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Progress::Partial,
             Err(_) => return Progress::Bad,
         };
-        let newline = peeked[..len].iter().position(|byte| *byte == b'\n');
+        let newline = peeked.iter().take(len).position(|byte| *byte == b'\n');
         let taken = newline.map_or(len, |position| position + 1);
-        if receive(&self.stream, &mut peeked[..taken], RecvFlags::empty()).ok() != Some(taken) {
+        let line = peeked.get_mut(..taken).unwrap_or_default();
+        if receive(&self.stream, line, RecvFlags::empty()).ok() != Some(taken) {
             return Progress::Bad;
         }
-        self.line.extend_from_slice(&peeked[..taken]);
+        self.line.extend_from_slice(line);
         match newline {
             Some(_) => port_of(&self.line).map_or(Progress::Bad, Progress::Port),
             None if self.line.len() == LINE_MAX => Progress::Bad,

@@ -41,7 +41,7 @@ impl Muxer {
         let mut bytes = [0; HEADER_LEN];
         chain.read(&self.memory, 0, &mut bytes)?;
         let header = Header::parse(bytes);
-        let payload = chain.readable_len() - HEADER_LEN;
+        let payload = chain.readable_len().saturating_sub(HEADER_LEN);
         if header.source_cid != self.cid {
             warn_limited!("vsock: the guest sent a packet as context {}", header.source_cid);
             return Ok(());
@@ -75,7 +75,7 @@ impl Muxer {
 
     fn deliver(&mut self, id: Id, chain: &Chain) -> Result<(), ChainFault> {
         let Some(entry) = self.entries.get_mut(&id) else { return Ok(()) };
-        let len = chain.readable_len() - HEADER_LEN;
+        let len = chain.readable_len().saturating_sub(HEADER_LEN);
         let mut taken = 0;
         let mut gone = false;
         for slice in chain.readable_slices(&self.memory, HEADER_LEN, len) {
