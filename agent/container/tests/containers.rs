@@ -492,3 +492,60 @@ fn needs_root_the_kernel_takes_a_filter_of_hundreds_of_names() {
     assert_eq!(ended.stdout, "works\n");
     assert!(ended.stderr.contains("Operation not permitted"), "{ended:?}");
 }
+
+#[test]
+fn needs_root_no_working_directory_behind_a_descriptor_is_entered() {
+    let Some(mut pod) = needs_root!() else { return };
+    for number in 0..24 {
+        pod.spec["process"]["cwd"] = json!(format!("/proc/self/fd/{number}"));
+        let error = pod.command(&["pwd"]).try_create().expect_err("refused");
+        assert_eq!(error.failure().expect("a step failed").kind, FailureKind::Other, "{error}");
+    }
+}
+
+#[test]
+fn needs_root_files_this_process_leaves_open_do_not_reach_the_program() {
+    let Some(pod) = needs_root!() else { return };
+    let leaky = std::fs::File::open("/").expect("opened");
+    rustix::io::fcntl_setfd(&leaky, rustix::io::FdFlags::empty()).expect("kept over execve");
+    assert_eq!(pod.command(&["ls", "/proc/self/fd"]).run().stdout, "0\n1\n2\n3\n");
+}
+
+#[test]
+fn needs_root_a_null_device_of_the_images_own_is_not_trusted() {
+    let Some(mut pod) = needs_root!() else { return };
+    pod.spec["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["destination"] != "/dev");
+    pod.write_file("dev/null", "catches everything");
+    let error = pod.command(&["true"]).try_create().expect_err("refused");
+    assert_eq!(error.to_string(), "could not make the device /dev/null: the image has something else there");
+}
+
+#[test]
+fn needs_root_nothing_is_left_mounted_outside() {
+    let Some(mut pod) = needs_root!() else { return };
+    let volume = tempfile::tempdir().expect("a directory");
+    pod.mount(
+        json!({"destination": "/volume", "type": "bind", "source": volume.path(), "options": ["rbind", "rshared"]}),
+    );
+    assert_eq!(pod.shell("true").run().code, 0);
+    pod.mount(json!({"destination": "/late", "type": "nosuchfs", "source": "none"}));
+    let error = pod.shell("true").try_create().expect_err("no such file system");
+    assert!(error.to_string().contains("could not mount /late"), "{error}");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("read");
+    let left: Vec<&str> = mounts.lines().filter(|line| line.contains(pod.root().to_str().expect("text"))).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn needs_root_a_root_can_be_shared_or_slave_inside() {
+    let Some(mut pod) = needs_root!() else { return };
+    for (asked, shown) in [(json!("shared"), "shared:"), (json!("unbindable"), "unbindable"), (json!(null), " - ")] {
+        pod.spec["linux"]["rootfsPropagation"] = asked;
+        let ended = pod
+            .shell(
+                "grep ' / / ' /proc/self/mountinfo || grep -E '^[0-9]+ [0-9]+ [0-9:]+ [^ ]+ / ' /proc/self/mountinfo",
+            )
+            .run();
+        assert!(ended.stdout.contains(shown), "{ended:?}");
+    }
+}

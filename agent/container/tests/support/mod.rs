@@ -69,6 +69,10 @@ impl Pod {
         self.spec["mounts"].as_array_mut().expect("mounts").push(mount);
     }
 
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     pub fn write_file(&self, path: &str, text: &str) {
         let path = self.root.path().join(path);
         fs::create_dir_all(path.parent().expect("a parent")).expect("directories");
