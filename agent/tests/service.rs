@@ -65,7 +65,7 @@ impl Host {
     }
 
     async fn add_exec(&self, id: &str, exec: &str, program: &[&str]) -> ttrpc::Result<m::Empty> {
-        let oci_process = serde_json::to_vec(&serde_json::json!({ "args": program, "cwd": "/" })).unwrap();
+        let oci_process = serde_json::to_vec(&serde_json::json!({ "args": program, "user": { "uid": 0, "gid": 0 }, "cwd": "/" })).unwrap();
         let request = m::AddExecRequest { process: process(id, exec), oci_process, ..Default::default() };
         self.client.add_exec(soon(), &request).await
     }
@@ -100,7 +100,7 @@ fn process(id: &str, exec: &str) -> MessageField<m::ProcessId> {
 }
 
 fn spec(args: &[&str], terminal: bool) -> Vec<u8> {
-    let process = serde_json::json!({ "args": args, "cwd": "/", "terminal": terminal, "env": ["PATH=/usr/bin:/bin"] });
+    let process = serde_json::json!({ "args": args, "user": { "uid": 0, "gid": 0 }, "cwd": "/", "terminal": terminal, "env": ["PATH=/usr/bin:/bin"] });
     let spec = serde_json::json!({ "ociVersion": "1.2.0", "process": process, "root": { "path": "/" } });
     serde_json::to_vec(&spec).unwrap()
 }
