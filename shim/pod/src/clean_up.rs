@@ -172,6 +172,34 @@ mod tests {
     }
 
     #[test]
+    fn needs_root_a_mount_is_taken_down_and_what_it_showed_is_not_deleted() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: unmounting needs root");
+            return;
+        }
+        // In a thread with mounts of its own, so that the host's table stays as it is whatever happens.
+        let story = std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("as root");
+            mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).expect("as root");
+            let (root, path, _record) = state();
+            let precious = root.path().join("precious");
+            fs::create_dir(&precious).expect("made");
+            fs::write(precious.join("file"), "x").expect("written");
+            let point = path.join(state_dir::SHARE_FOLDER);
+            fs::create_dir(&point).expect("made");
+            rustix::mount::mount_bind(&precious, &point).expect("bound");
+            std::os::unix::fs::symlink(&precious, path.join(state_dir::TREE_FOLDER)).expect("linked");
+            let error = clean_up(&path).expect_err("a link is where a folder should be");
+            assert!(error.message.contains("tree"), "{}", error.message);
+            assert!(precious.join("file").exists(), "nothing is deleted through a mount or a link");
+            fs::remove_file(path.join(state_dir::TREE_FOLDER)).expect("removed");
+            clean_up(&path).expect("the second time nothing is in the way");
+            assert!(!path.exists() && precious.join("file").exists());
+        });
+        story.join().expect("as told");
+    }
+
+    #[test]
     fn a_process_spawned_just_before_the_crash_is_found_by_its_token() {
         let (_root, path, record) = state();
         record.write(&Entry::Token("token-of-this-test".into())).expect("written");

@@ -396,9 +396,14 @@ impl Pod {
     }
 
     /// Where the machine is gone or silent, its console tells more.
-    async fn explain(&self, error: PodError) -> PodError {
+    async fn explain(&self, mut error: PodError) -> PodError {
         if !matches!(error.kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded) {
             return error;
+        }
+        if let Some(sentence) =
+            self.shared.machine.gone_already().filter(|sentence| !error.message.contains(&**sentence))
+        {
+            error.message = format!("{}: {sentence}", error.message);
         }
         let tail = self.console_tail().await;
         error.with_tail("last words of the guest's console", &tail)

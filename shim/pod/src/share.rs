@@ -22,6 +22,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::mpsc,
+    time::Duration,
 };
 
 use nix::sched::CloneFlags;
@@ -50,6 +51,11 @@ const STAGE_FOLDER: &str = "stage-folder";
 const STAGE_FILE: &str = "stage-file";
 /// Flags of every mount that the guest sees.
 const ALWAYS: MountFlags = MountFlags::NODEV.union(MountFlags::NOSUID);
+
+/// How long a container's mounts may take. A volume on a dead network file system can hold the thread for ever.
+const ADD_DEADLINE: Duration = Duration::from_secs(30);
+/// How long taking them away may take: lazily, so it waits for nothing but a thread that hangs.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Everything that can wake the thread; it ends when nobody can order any more.
 #[derive(Debug)]
@@ -113,28 +119,45 @@ impl Share {
 
     /// Mounts a container's files.
     pub(crate) async fn add(&self, plan: StoragePlan) -> Result<(), PodError> {
-        self.order(|reply| Order::Add(plan, reply)).await.unwrap_or_else(|| Err(thread_gone()))
+        self.order(ADD_DEADLINE, |reply| Order::Add(plan, reply)).await?
     }
 
     /// Takes a container's files away; fine when there are none.
     pub(crate) async fn remove(&self, container_id: &str) -> Result<(), PodError> {
-        self.order(|reply| Order::Remove(container_id.to_owned(), reply)).await.unwrap_or(Ok(()))
+        match self.order(REMOVE_DEADLINE, |reply| Order::Remove(container_id.to_owned(), reply)).await {
+            Err(error) if error.kind == ErrorKind::Unavailable => Ok(()),
+            removed => removed?,
+        }
     }
 
     /// Takes everything away; tells what could not be.
     pub(crate) async fn end(&self) -> Vec<String> {
-        self.order(Order::End).await.unwrap_or_default()
+        match self.order(REMOVE_DEADLINE, Order::End).await {
+            Err(error) if error.kind == ErrorKind::Unavailable => Vec::new(),
+            Err(error) => vec![error.message],
+            Ok(problems) => problems,
+        }
     }
 
-    async fn order<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Option<T> {
+    /// Unavailable is a thread that has ended, and with it all its mounts.
+    async fn order<T>(
+        &self,
+        deadline: Duration,
+        order: impl FnOnce(oneshot::Sender<T>) -> Order,
+    ) -> Result<T, PodError> {
+        let gone = || PodError::new(ErrorKind::Unavailable, "the pod's share tree is gone: the pod is being stopped");
         let (reply, answer) = oneshot::channel();
-        self.orders.send(order(reply)).ok()?;
-        answer.await.ok()
+        self.orders.send(order(reply)).map_err(|_| gone())?;
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(answer) => answer.map_err(|_| gone()),
+            Err(_) => Err(PodError::new(
+                ErrorKind::DeadlineExceeded,
+                format!(
+                    "mounting hangs for more than {deadline:?}: is a volume on a network file system that is away?"
+                ),
+            )),
+        }
     }
-}
-
-fn thread_gone() -> PodError {
-    PodError::new(ErrorKind::Unavailable, "the pod's share tree is gone: the pod is being stopped")
 }
 
 /// The tree, on its thread.
