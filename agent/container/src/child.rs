@@ -74,6 +74,8 @@ fn serve() -> io::Result<()> {
     // Nobody may trace or look into this process through /proc once it has joined a container.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     rustix::process::umask(Mode::empty());
+    // Now, while nobody waits, and for the program: the standard library has just made this process ignore SIGPIPE.
+    sys::reset_signals();
     let Some((roles, fds)) = wire::receive(socket.as_fd())? else { return Ok(()) };
     let mut cast = Cast::default();
     roles.into_iter().zip(fds).for_each(|(role, fd)| cast.take(role, fd));

@@ -6,7 +6,7 @@ use crate::steps::Identity;
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::thread::{
-    CapabilitySet, capability_is_in_bounding_set, clear_ambient_capability_set, configure_capability_in_ambient_set,
+    CapabilitySet, clear_ambient_capability_set, configure_capability_in_ambient_set,
     remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
@@ -48,13 +48,11 @@ impl Newborn {
 }
 
 fn drop_bounding(keep: u64) -> Result<(), StepError> {
-    for number in 0..64 {
-        let one = CapabilitySet::from_bits_retain(1 << number);
-        match capability_is_in_bounding_set(one) {
-            Ok(true) if keep & (1 << number) == 0 => remove_capability_from_bounding_set(one)?,
-            Ok(_) => {}
+    for number in (0..64).filter(|number| keep & (1 << number) == 0) {
+        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
             // The first number the kernel does not know is the end of the list.
-            Err(_) => break,
+            Err(Errno::INVAL) => break,
+            outcome => outcome?,
         }
     }
     Ok(())

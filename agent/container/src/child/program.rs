@@ -38,7 +38,6 @@ impl Newborn {
     /// Between the filter and execve there is one system call at most: a profile may forbid any other.
     pub(super) fn execute(&mut self, filter: Option<&seccomp::Program>, drop_to: Option<&CapabilitySets>) -> StepError {
         let Some(program) = &self.program else { return StepError::because("there is no program") };
-        sys::reset_signals();
         let ready = sys::close_all_but_stdio_on_exec().map_err(StepError::from);
         match ready.and_then(|()| confine(filter, drop_to)) {
             Ok(()) => explain(program.execute()),
