@@ -17,8 +17,8 @@ use std::{
 
 use command_fds::{CommandFdExt, FdMapping};
 use vmm_control::{
-    CONTROL_FD, ConsoleSpec, DiskSpec, Flavour, FromMachine, GuestCall, KernelSpec, MachineSpec, Report, ToMachine,
-    VsockSpec, frame,
+    CONTROL_FD, ConsoleSpec, DiskSpec, Flavour, FromMachine, GuestCall, KernelSpec, MachineSpec, Report, SPAWNED_ENV,
+    ToMachine, VsockSpec, frame,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -66,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
     let mut command = Command::new(binary);
-    let child = command.env("KATA_RS_SPAWNED_NANOS", now.to_string()).fd_mappings(mappings.collect())?.spawn();
+    let child = command.env(SPAWNED_ENV, now.to_string()).fd_mappings(mappings.collect())?.spawn();
     // The parent's copies of the descriptors are in the command: with it goes what would keep the console open.
     drop(command);
     let mut child = child?;

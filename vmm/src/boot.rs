@@ -137,7 +137,7 @@ impl Claimed {
             kernels.push((kernel.flavour, inherited.claim(kernel.file, &name)?.into()));
         }
         let devices = DeviceFiles::claim(spec, &mut inherited)?;
-        inherited.close_others();
+        inherited.close_others().map_err(|error| BootError::Resources("close_range", error))?;
         Ok(Self { kvm, kernels, devices })
     }
 

@@ -1,10 +1,10 @@
 //! What the process gives up before it reads its first message.
 //!
-//! Namespaces, an empty root, another user and the system call filters are the jail's work; these three cost three
+//! Namespaces, an empty root, another user and the system call filters are the jail's work; these cost a handful of
 //! system calls and hold without it.
 
 use rustix::{
-    process::{DumpableBehavior, Signal, getppid, set_dumpable_behavior, set_parent_process_death_signal},
+    process::{DumpableBehavior, Signal, getppid, set_dumpable_behavior, set_parent_process_death_signal, setsid},
     thread::set_no_new_privs,
 };
 
@@ -25,7 +25,9 @@ pub enum HardenError {
     Orphan,
 }
 
-/// No new privileges by exec, no core dump or ptrace by the same user, and death with the parent.
+/// No new privileges by exec, no core dump or ptrace by the same user, no terminal, and death with the parent.
+///
+/// Without a terminal a Ctrl-C is the launcher's alone: it goes to the container, or ends the machine in order.
 ///
 /// The kernel watches the parent's *thread*: a launcher spawns us from one that lives as long as the machine. The control socket
 /// tells of its end as well, so this is the second line.
@@ -33,6 +35,8 @@ pub fn process() -> Result<(), HardenError> {
     let failed = |operation| move |source| HardenError::Prctl { operation, source };
     set_no_new_privs(true).map_err(failed("PR_SET_NO_NEW_PRIVS"))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("PR_SET_DUMPABLE"))?;
+    // Fails when we lead a group already, and then no terminal's group has us either.
+    let _ = setsid();
     let parent = getppid();
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed("PR_SET_PDEATHSIG"))?;
     if getppid() == parent { Ok(()) } else { Err(HardenError::Orphan) }

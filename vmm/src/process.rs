@@ -2,12 +2,9 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use vmm_control::{FromMachine, ToMachine, frame::FrameError};
+use vmm_control::{FromMachine, SPAWNED_ENV, ToMachine, frame::FrameError};
 
 use crate::{boot, control::Control, diary, harden, marks::Marks, probe, sys};
-
-/// Environment variable with the CLOCK_MONOTONIC nanoseconds at which the launcher began to spawn us; the first boot mark.
-pub const SPAWNED_ENV: &str = "KATA_RS_SPAWNED_NANOS";
 
 const USAGE: &str = "kata-rs-vmm is started by its launcher, with the control socket at descriptor 3.\n\
     usage: kata-rs-vmm           run one machine\n       \

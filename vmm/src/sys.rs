@@ -98,18 +98,21 @@ impl Inherited {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    /// Closes every descriptor above 2 that nobody claimed: the launcher's leaks are not ours to hold.
-    pub fn close_others(mut self) {
+    /// Closes every descriptor above 2 that nobody claimed: the launcher's leaks are not ours to hold. Needs Linux 5.9.
+    pub fn close_others(mut self) -> io::Result<()> {
         self.claimed.sort_unstable();
         let mut first = 3;
         for fd in self.claimed.into_iter().chain([RawFd::MAX]) {
             if first < fd {
                 // SAFETY: close_range takes no pointer. The range holds no claimed number, and nothing else is owned yet
                 // (see the type's text), so that no owner loses its descriptor.
-                unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
+                if unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) } != 0 {
+                    return Err(io::Error::last_os_error());
+                }
             }
             first = fd.saturating_add(1);
         }
+        Ok(())
     }
 }
 

@@ -154,8 +154,7 @@ impl Runner {
             }
             errno => {
                 self.exits.count(ExitReason::Failure);
-                let error = io::Error::from_raw_os_error(errno);
-                State::Ended(VcpuEnd::Fault(format!("KVM_RUN failed ({error}); {}", registers(self.vcpu.fd()))))
+                State::Ended(VcpuEnd::Fault(format!("{}; {}", not_run_text(errno), registers(self.vcpu.fd()))))
             }
         }
     }
@@ -170,6 +169,17 @@ impl Runner {
 
 fn fault(text: &str) -> State {
     State::Ended(VcpuEnd::Fault(text.to_owned()))
+}
+
+/// KVM cannot reach guest memory that the host does not give.
+fn not_run_text(errno: i32) -> String {
+    let hint = match errno {
+        libc::EFAULT | libc::ENOMEM => {
+            ": the host had no page for the guest: is the pod's memory limit below the machine's memory?"
+        }
+        _ => "",
+    };
+    format!("KVM_RUN failed ({}){hint}", io::Error::from_raw_os_error(errno))
 }
 
 /// KVM API, KVM_EXIT_INTERNAL_ERROR: the kinds, and for an instruction that was not emulated its bytes.

@@ -83,6 +83,18 @@ fn a_machine_does_not_outlive_its_launcher() {
 }
 
 #[test]
+fn a_descriptor_that_the_spec_does_not_name_is_closed() {
+    let Some(kvm) = kvm("a_descriptor_that_the_spec_does_not_name_is_closed") else { return };
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let wanted = Wanted { leak: Some(writer.into()), ..Wanted::kernel_bytes(&elf(&SPIN)) };
+    let mut machine = Machine::boot(kvm, wanted);
+    assert!(matches!(machine.receive(), FromMachine::Booting { .. }));
+    // The end of the pipe comes when its last writer is closed; the machine runs on.
+    assert_eq!(reader.read(&mut [0]).expect("a pipe"), 0);
+    assert_eq!(machine.report().vcpus, 1);
+}
+
+#[test]
 fn a_launcher_that_goes_before_it_says_anything_leaves_no_process() {
     let Some(kvm) = kvm("a_launcher_that_goes_before_it_says_anything_leaves_no_process") else { return };
     let mut machine = Machine::spawn(kvm, Wanted::kernel_bytes(&[]));

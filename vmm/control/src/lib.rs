@@ -20,14 +20,18 @@ mod spec;
 
 pub use report::{BootFailure, Ending, KvmKind, Mark, Probe, Report};
 pub use spec::{
-    ConsoleSpec, DiskSpec, FdNumber, Flavour, GuestCall, KernelSpec, MEMORY_MIB_MAX, MEMORY_MIB_MIN,
-    MachineSpec, ShareSpec, SpecError, VCPUS_MAX, VsockSpec,
+    ConsoleSpec, DiskSpec, FdNumber, Flavour, GuestCall, KernelSpec, MEMORY_MIB_MAX, MEMORY_MIB_MIN, MachineSpec,
+    ShareSpec, SpecError, VCPUS_MAX, VsockSpec,
 };
 
 use serde::{Deserialize, Serialize};
 
 /// Number of the inherited control socket.
 pub const CONTROL_FD: FdNumber = 3;
+
+/// Environment variable of the VMM: the CLOCK_MONOTONIC nanoseconds at which the launcher began to spawn it. May be left out;
+/// it becomes the mark `spawned`, the first of a report.
+pub const SPAWNED_ENV: &str = "KATA_RS_SPAWNED_NANOS";
 
 /// Launcher to VMM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -75,6 +75,8 @@ pub struct Wanted {
     pub vcpus: u8,
     /// A share's tag, and a socket connected to its file server.
     pub share: Option<(String, UnixStream)>,
+    /// A descriptor that the process inherits and the spec does not name.
+    pub leak: Option<OwnedFd>,
     /// Words for the kernel.
     pub extra_cmdline: String,
 }
@@ -82,7 +84,15 @@ pub struct Wanted {
 impl Wanted {
     /// A small machine with this kernel and nothing else.
     pub fn kernel(file: File) -> Self {
-        Self { kernel: file, image: None, memory_mib: 64, vcpus: 1, share: None, extra_cmdline: String::new() }
+        Self {
+            kernel: file,
+            image: None,
+            memory_mib: 64,
+            vcpus: 1,
+            share: None,
+            leak: None,
+            extra_cmdline: String::new(),
+        }
     }
 
     /// The same with a kernel file of these bytes.
@@ -150,6 +160,7 @@ impl Machine {
             console: ConsoleSpec { output: 9 },
         };
         files.insert(0, their_control);
+        files.extend(wanted.leak);
         Self { child: spawn(files), control, console, call, hybrid, spec, folder }
     }
 
