@@ -1,9 +1,15 @@
 //! The real thread, real mounts and the real file server. These need root, and say so.
 
-use std::{os::unix::fs::symlink, os::unix::net::UnixStream, time::Duration};
+use std::{
+    fs,
+    os::unix::{fs::symlink, net::UnixStream},
+    path::PathBuf,
+};
+
+use rustix::mount::MountFlags;
 
 use super::*;
-use crate::{Installation, record, state_dir::StateDir};
+use crate::{HostMount, Installation, RootFs, record, record::Record, state_dir::StateDir, storage::Bind};
 
 /// The staged installation of this build, or the one that KATA_RS_PREFIX names.
 fn virtiofsd() -> Option<PathBuf> {
@@ -34,7 +40,7 @@ impl Stage {
         let root = tempfile::tempdir().expect("a folder");
         let state = StateDir::make(&root.path().join("pod")).expect("made");
         let (listener, vmm_end) = crate::launch::server_connection(&state).expect("connected");
-        let record = record::Record::create(state.path()).expect("created");
+        let record = Record::create(state.path()).expect("created");
         let stderr = std::fs::File::options().write(true).open("/dev/null").expect("there");
         let carried = Carried { record, token: "token-of-a-share-test".into() };
         let start = ServerStart { listener: listener.into(), stderr: stderr.into(), carried };
