@@ -50,17 +50,10 @@ const REFUSED_WORDS: [(&str, &str); 4] = [
 
 /// Files of procfs that may be covered by a bind mount (what lxcfs provides); everything else below /proc must stay real,
 /// because the runtime and the kernel's security modules trust it.
+#[rustfmt::skip]
 const PROC_BINDS: [&str; 10] = [
-    "/proc/cpuinfo",
-    "/proc/diskstats",
-    "/proc/meminfo",
-    "/proc/stat",
-    "/proc/swaps",
-    "/proc/uptime",
-    "/proc/loadavg",
-    "/proc/slabinfo",
-    "/proc/net/dev",
-    "/proc/sys/kernel/ns_last_pid",
+    "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg",
+    "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid",
 ];
 
 /// All mounts in the order of the specification.

@@ -5,15 +5,10 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType};
 use std::path::Path;
 
 /// Sysctls of the IPC namespace, namespaces(7) and ipc_namespaces(7), as paths below /proc/sys.
+#[rustfmt::skip]
 const IPC_SYSCTLS: [&str; 8] = [
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "kernel/sem",
-    "kernel/shmall",
-    "kernel/shmmax",
-    "kernel/shmmni",
-    "kernel/shm_rmid_forced",
+    "kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax",
+    "kernel/shmmni", "kernel/shm_rmid_forced",
 ];
 
 /// Mount and cgroup namespaces are always new, whatever the list says; the network is the machine's.

@@ -14,31 +14,12 @@ const ARGUMENTS: usize = 6;
 pub const ENOSYS: u32 = 38;
 
 /// Calls of other machines that profiles written for all of them name. Denying one on x86 takes nothing away.
+#[rustfmt::skip]
 const FOREIGN: [&str; 24] = [
-    "arm_fadvise64_64",
-    "arm_sync_file_range",
-    "breakpoint",
-    "cacheflush",
-    "set_tls",
-    "usr26",
-    "usr32",
-    "get_tls",
-    "sync_file_range2",
-    "s390_guarded_storage",
-    "s390_pci_mmio_read",
-    "s390_pci_mmio_write",
-    "s390_runtime_instr",
-    "s390_sthyi",
-    "riscv_flush_icache",
-    "riscv_hwprobe",
-    "swapcontext",
-    "rtas",
-    "spu_create",
-    "spu_run",
-    "subpage_prot",
-    "switch_endian",
-    "multiplexer",
-    "sysmips",
+    "arm_fadvise64_64", "arm_sync_file_range", "breakpoint", "cacheflush", "set_tls", "usr26", "usr32", "get_tls",
+    "sync_file_range2", "s390_guarded_storage", "s390_pci_mmio_read", "s390_pci_mmio_write", "s390_runtime_instr",
+    "s390_sthyi", "riscv_flush_icache", "riscv_hwprobe", "swapcontext", "rtas", "spu_create", "spu_run",
+    "subpage_prot", "switch_endian", "multiplexer", "sysmips",
 ];
 
 /// SECCOMP_RET_* of linux/seccomp.h with its data: a smaller action is stricter, once read as signed.
@@ -148,7 +129,7 @@ impl Resolved {
         for name in entry.names() {
             let rules = rules(name, entry.args().as_deref().unwrap_or_default(), action)?;
             let (long, short) = (number(&syscalls_x86_64::TABLE, name), number(&syscalls_i386::TABLE, name));
-            if long.is_none() && short.is_none() {
+            if long.is_none() && short.is_none() && multiplexed(name).is_none() {
                 self.leave_out(name, action)?;
             }
             if action == self.default {
@@ -220,41 +201,16 @@ impl Table {
 
 /// socketcall(2) and ipc(2): numbers of linux/net.h and linux/ipc.h.
 fn multiplexed(name: &str) -> Option<(&'static str, u64)> {
+    #[rustfmt::skip]
     const SOCKETS: [&str; 20] = [
-        "socket",
-        "bind",
-        "connect",
-        "listen",
-        "accept",
-        "getsockname",
-        "getpeername",
-        "socketpair",
-        "send",
-        "recv",
-        "sendto",
-        "recvfrom",
-        "shutdown",
-        "setsockopt",
-        "getsockopt",
-        "sendmsg",
-        "recvmsg",
-        "accept4",
-        "recvmmsg",
+        "socket", "bind", "connect", "listen", "accept", "getsockname", "getpeername", "socketpair", "send", "recv",
+        "sendto", "recvfrom", "shutdown", "setsockopt", "getsockopt", "sendmsg", "recvmsg", "accept4", "recvmmsg",
         "sendmmsg",
     ];
+    #[rustfmt::skip]
     const IPC: [(&str, u64); 12] = [
-        ("semop", 1),
-        ("semget", 2),
-        ("semctl", 3),
-        ("semtimedop", 4),
-        ("msgsnd", 11),
-        ("msgrcv", 12),
-        ("msgget", 13),
-        ("msgctl", 14),
-        ("shmat", 21),
-        ("shmdt", 22),
-        ("shmget", 23),
-        ("shmctl", 24),
+        ("semop", 1), ("semget", 2), ("semctl", 3), ("semtimedop", 4), ("msgsnd", 11), ("msgrcv", 12), ("msgget", 13),
+        ("msgctl", 14), ("shmat", 21), ("shmdt", 22), ("shmget", 23), ("shmctl", 24),
     ];
     let socket = SOCKETS.iter().position(|known| *known == name).map(|index| ("socketcall", index as u64 + 1));
     socket.or_else(|| IPC.iter().find(|(known, _)| *known == name).map(|&(_, value)| ("ipc", value)))
