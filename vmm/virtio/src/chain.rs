@@ -70,17 +70,22 @@ impl Chain {
         }
         let mut parsed = Self { head, readable: Vec::new(), writable: Vec::new(), readable_len: 0, writable_len: 0 };
         let mut total = 0u64;
+        let mut writing = false;
         // The iterator ends silently at anything it does not like, so the end is proper only after a descriptor without NEXT.
         let mut ended = false;
-        for descriptor in chain {
-            if parsed.readable.len() + parsed.writable.len() == usize::from(queue_size) {
+        for (position, descriptor) in chain.enumerate() {
+            if position == usize::from(queue_size) {
                 return Err(ChainFault::TooMany { max: queue_size });
             }
+            if writing && !descriptor.is_write_only() {
+                return Err(ChainFault::Order);
+            }
+            writing = descriptor.is_write_only();
             total = total.saturating_add(u64::from(descriptor.len()));
             if total > bytes_max {
                 return Err(ChainFault::TooLong { len: total, max: bytes_max });
             }
-            parsed.append(memory, descriptor.addr(), descriptor.len(), descriptor.is_write_only())?;
+            parsed.append(memory, descriptor.addr(), descriptor.len(), writing)?;
             ended = !descriptor.has_next();
         }
         if ended { Ok(parsed) } else { Err(ChainFault::NoEnd) }
@@ -93,20 +98,21 @@ impl Chain {
         len: u32,
         writable: bool,
     ) -> Result<(), ChainFault> {
+        if len == 0 {
+            // Holds nothing, wherever it is.
+            return Ok(());
+        }
         let range_fault = ChainFault::Range { address: address.0, len };
         let Ok(len) = usize::try_from(len) else { return Err(range_fault) };
         if !GuestMemoryBackend::check_range(memory, address, len) {
             return Err(range_fault);
         }
-        if writable {
-            self.writable.push(Segment { address, len });
-            self.writable_len += len;
-        } else if self.writable.is_empty() {
-            self.readable.push(Segment { address, len });
-            self.readable_len += len;
-        } else {
-            return Err(ChainFault::Order);
-        }
+        let (segments, sum) = match writable {
+            true => (&mut self.writable, &mut self.writable_len),
+            false => (&mut self.readable, &mut self.readable_len),
+        };
+        segments.push(Segment { address, len });
+        *sum += len;
         Ok(())
     }
 

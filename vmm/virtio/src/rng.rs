@@ -127,4 +127,28 @@ mod tests {
         assert_eq!(queue.call(&[out(0x8000, 32)]), 0);
         rng.stop();
     }
+
+    // work without end must not keep the device from its stop, or a guest could hold the vCPU that resets it.
+    #[test]
+    fn a_driver_that_never_pauses_cannot_keep_the_device_from_stopping() {
+        let (mut rng, mut queue, _, interrupt) = serving();
+        let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let seen = over.clone();
+        queue.describe(0, 0x8000, 32, driver::WRITE, 0);
+        let villain = std::thread::spawn(move || {
+            let mut served = 0u64;
+            while !seen.load(std::sync::atomic::Ordering::Relaxed) {
+                // One head, over and over, as fast as it comes back.
+                queue.offer(0);
+                queue.kick();
+                while queue.used().is_empty() && !seen.load(std::sync::atomic::Ordering::Relaxed) {}
+                served += 1;
+            }
+            served
+        });
+        driver::eventually("some work", || interrupt.signals() > 0);
+        assert_eq!(rng.stop().len(), 1);
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(villain.join().expect("villain") > 0);
+    }
 }

@@ -179,3 +179,33 @@ fn configuration_space_tells_capacity_and_limits_and_then_zeros() {
     block.read_config(u32::MAX, &mut beyond);
     assert_eq!(beyond, [0; 4]);
 }
+
+// the same head twice, while the first is not given back. Both are answered, each once.
+#[test]
+fn one_chain_offered_twice_is_answered_twice() {
+    let mut bench = Bench::new(MemoryBackend(pattern(512)), true, |offered| offered);
+    bench.memory.write_obj(0u32, GuestAddress(HEADER_AT)).expect("header");
+    bench.memory.write_obj(0u64, GuestAddress(HEADER_AT + 8)).expect("header");
+    let head = bench.queue.add(&[out(HEADER_AT, 16), into(DATA_AT, 512), into(STATUS_AT, 1)]);
+    bench.queue.offer(head);
+    bench.queue.kick();
+    let mut used = Vec::new();
+    driver::eventually("both answers", || {
+        used.extend(bench.queue.used());
+        used.len() == 2
+    });
+    assert_eq!(used, [(head, 513), (head, 513)]);
+    assert!(!bench.interrupt.reset_asked());
+    bench.block.stop();
+}
+
+// Data, status and header in one place: the guest gets what it asked for, and nothing else is touched.
+#[test]
+fn overlapping_buffers_harm_only_the_request() {
+    let mut bench = Bench::new(MemoryBackend(vec![0xaa; 512]), true, |offered| offered);
+    bench.memory.write_slice(&[0; 16], GuestAddress(DATA_AT)).expect("header");
+    let written = bench.queue.call(&[out(DATA_AT, 16), into(DATA_AT, 512), into(DATA_AT, 1)]);
+    assert_eq!(written, 513);
+    assert_eq!(bench.data(512)[..2], [0, 0xaa]);
+    bench.block.stop();
+}

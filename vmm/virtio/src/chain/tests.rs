@@ -120,6 +120,15 @@ fn a_readable_buffer_after_a_writable_one_is_refused() {
 }
 
 #[test]
+fn an_empty_buffer_holds_nothing_wherever_it_is() {
+    let mut bench = Bench::new();
+    let chain = bench.offered(&[out(u64::MAX, 0), out(0x8000, 1), into(MEMORY_LEN + 1, 0)]).expect("nothing to reach");
+    assert_eq!((chain.readable_len(), chain.writable_len()), (1, 0));
+    let fault = bench.offered(&[into(0x8000, 0), out(0x9000, 1)]).expect_err("out of order all the same");
+    assert!(matches!(fault, ChainFault::Order));
+}
+
+#[test]
 fn buffers_that_leave_guest_memory_are_refused_to_the_byte() {
     for (address, len) in [
         (MEMORY_LEN - 16, 17),

@@ -477,6 +477,44 @@ fn a_length_that_is_not_the_payloads_ends_the_connection() {
     }
 }
 
+// another vCPU changes the header while the packet is handled. One copy decides, so the program gets the whole payload or none of it.
+#[test]
+fn a_header_that_changes_while_it_is_handled_is_read_once() {
+    let mut guest = Guest::new();
+    let memory = guest.memory.clone();
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen = over.clone();
+    let villain = std::thread::spawn(move || {
+        while !seen.load(std::sync::atomic::Ordering::Relaxed) {
+            for len in [64u32, 63, u32::MAX] {
+                memory.write_obj(len, GuestAddress(TRANSMIT_BUFFER_AT + 24)).expect("header");
+            }
+        }
+    });
+    for _ in 0..100 {
+        let mut program = guest.program(1025);
+        let request = loop {
+            let (header, _) = guest.next();
+            if header.op == Op::Request {
+                break header;
+            }
+        };
+        // The villain flips this one too, so the call may be reset at once.
+        guest.control(request.source_port, 1025, Op::Response);
+        guest.data(request.source_port, 1025, &[b'x'; 64]);
+        guest.control(request.source_port, 1025, Op::Reset);
+        let mut received = Vec::new();
+        program.shutdown(Shutdown::Write).expect("shutdown");
+        while program.read_to_end(&mut received).is_err() {
+            guest.control(request.source_port, 1025, Op::Reset);
+        }
+        let payload = received.iter().filter(|byte| **byte == b'x').count();
+        assert!(payload == 0 || payload == 64, "{payload} of 64 bytes");
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    villain.join().expect("villain");
+}
+
 #[test]
 fn a_packet_shorter_than_a_header_or_longer_than_the_limit_asks_for_a_reset_of_the_device() {
     for len in [0, 1, HEADER_LEN as u32 - 1, HEADER_LEN as u32 + PAYLOAD_MAX + 1] {
