@@ -24,7 +24,9 @@ use crate::{service::Service, socket::Socket};
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// Our own port for streams.
-    #[error("cannot listen on vsock port {STREAM_PORT} for stdio streams: does the machine have a virtio vsock device?")]
+    #[error(
+        "cannot listen on vsock port {STREAM_PORT} for stdio streams: does the machine have a virtio vsock device?"
+    )]
     Listen(#[source] io::Error),
     /// The host's port.
     #[error("cannot call the host on vsock port {CALL_PORT}: the host must listen before it starts the machine")]
@@ -66,8 +68,7 @@ pub async fn serve(service: Service, connection: OwnedFd) -> Result<(), CallErro
     let line = Line { socket: Socket::new(connection).map_err(CallError::Serve)?, ended: ended.clone(), farewell };
     // A listener that yields this one connection; pending for ever after, as its end would end the server's task.
     let once = futures::stream::once(async { Ok(line) });
-    let mut server =
-        Server::new().add_listener(Listener::new(once)).register_service(create_agent(Arc::new(service)));
+    let mut server = Server::new().add_listener(Listener::new(once)).register_service(create_agent(Arc::new(service)));
     server.start().await.map_err(CallError::Server)?;
     ended.notified().await;
     Ok(())

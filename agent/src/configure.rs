@@ -113,8 +113,9 @@ impl Configuration {
         if self.hostname.is_empty() {
             return Ok(());
         }
-        rustix::system::sethostname(self.hostname.as_bytes())
-            .map_err(|errno| refused("set the hostname", &self.hostname, "the kernel takes at most 64 bytes", errno.into()))
+        rustix::system::sethostname(self.hostname.as_bytes()).map_err(|errno| {
+            refused("set the hostname", &self.hostname, "the kernel takes at most 64 bytes", errno.into())
+        })
     }
 
     fn set_clock(&self) -> Result<(), ConfigureError> {
@@ -127,8 +128,9 @@ impl Configuration {
             tv_sec: i64::try_from(host.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(host.subsec_nanos()),
         };
-        clock_settime(ClockId::Realtime, time)
-            .map_err(|errno| refused("set the clock to", &format!("{host:?}"), "is the host's clock sane?", errno.into()))
+        clock_settime(ClockId::Realtime, time).map_err(|errno| {
+            refused("set the clock to", &format!("{host:?}"), "is the host's clock sane?", errno.into())
+        })
     }
 
     fn add_entropy(&self) {
@@ -180,7 +182,18 @@ fn parse_share(share: agent_protocol::messages::Share, home: &Home) -> Result<Sh
 fn parse_sysctl((key, value): (String, String)) -> Result<(PathBuf, String), ConfigureError> {
     let slashed = match key.find(['.', '/']).map(|at| key.as_bytes()[at]) {
         Some(b'/') => key.clone(),
-        Some(_) => key.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect(),
+        Some(_) => key
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
         None => key.clone(),
     };
     let path = Path::new(&slashed);
@@ -193,8 +206,13 @@ fn parse_sysctl((key, value): (String, String)) -> Result<(PathBuf, String), Con
 
 fn set_sysctl(path: &Path, value: &str) -> Result<(), ConfigureError> {
     // Not `fs::write`: a name that the kernel lacks must not be created, though procfs would refuse that as well.
-    let written = fs::OpenOptions::new().write(true).open(path).and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()));
-    written.map_err(|source| refused("set", &path.display().to_string(), "does the guest kernel know this sysctl and value?", source))
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()));
+    written.map_err(|source| {
+        refused("set", &path.display().to_string(), "does the guest kernel know this sysctl and value?", source)
+    })
 }
 
 fn invalid(field: &'static str, value: &str, rule: &'static str) -> ConfigureError {

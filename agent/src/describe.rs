@@ -30,7 +30,10 @@ mod tests {
 
     #[test]
     fn meminfo_is_read_in_bytes() {
-        assert_eq!(memory("MemTotal:  120000 kB\nMemFree: 1 kB\nMemAvailable:   99000 kB\n"), (122_880_000, 101_376_000));
+        assert_eq!(
+            memory("MemTotal:  120000 kB\nMemFree: 1 kB\nMemAvailable:   99000 kB\n"),
+            (122_880_000, 101_376_000)
+        );
         assert_eq!(memory("nonsense"), (0, 0));
     }
 

@@ -53,9 +53,12 @@ pub struct Launched {
     pub exit: oneshot::Receiver<u32>,
 }
 
+/// Moves bytes until its source ends.
+type Pump = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Our ends of a process's stdio before it exists.
 enum Plumbing {
-    Pipes(Vec<Pin<Box<dyn Future<Output = ()> + Send>>>),
+    Pipes(Vec<Pump>),
     Terminal { keys: Option<Socket>, display: Option<Socket> },
 }
 
@@ -120,24 +123,23 @@ fn pipes(
     stdout: Option<Socket>,
     stderr: Option<Socket>,
 ) -> io::Result<(Plumbing, ProcessStdio)> {
-    let mut pumps: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
-    let mut add = |end: Option<(OwnedFd, Pin<Box<dyn Future<Output = ()> + Send>>)>| {
-        end.map(|(theirs, pump)| {
-            pumps.push(pump);
-            theirs
-        })
+    let mut pumps = Vec::new();
+    let stdin = match stdin {
+        Some(stream) => Some(piped(stdio::input(stream)?, &mut pumps)),
+        None => None,
     };
-    let stdin = stdin.map(|stream| stdio::input(stream).map(|(fd, pump)| (fd, boxed(pump)))).transpose()?;
-    let stdin = add(stdin);
-    let stdout = stdout.map(|stream| stdio::output(stream).map(|(fd, pump)| (fd, boxed(pump)))).transpose()?;
-    let stdout = add(stdout);
-    let stderr = stderr.map(|stream| stdio::output(stream).map(|(fd, pump)| (fd, boxed(pump)))).transpose()?;
-    let stderr = add(stderr);
+    let stdout = output(stdout, &mut pumps)?;
+    let stderr = output(stderr, &mut pumps)?;
     Ok((Plumbing::Pipes(pumps), ProcessStdio::Descriptors { stdin, stdout, stderr }))
 }
 
-fn boxed(pump: impl Future<Output = ()> + Send + 'static) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-    Box::pin(pump)
+fn output(stream: Option<Socket>, pumps: &mut Vec<Pump>) -> io::Result<Option<OwnedFd>> {
+    stream.map(|stream| Ok(piped(stdio::output(stream)?, pumps))).transpose()
+}
+
+fn piped((theirs, pump): (OwnedFd, impl Future<Output = ()> + Send + 'static), pumps: &mut Vec<Pump>) -> OwnedFd {
+    pumps.push(Box::pin(pump));
+    theirs
 }
 
 /// Starts the pumps. They end with their sources, so nobody holds on to them.

@@ -99,8 +99,12 @@ impl State {
             (S::Created { pid }, E::StartAsked) => S::Starting { pid: Some(pid) },
             (S::Registered, E::StartAsked) => S::Starting { pid: None },
             (S::Starting { .. }, E::Started { pid }) => S::Running { pid },
-            (S::Starting { pid: Some(pid) }, E::StartFailed { status, at }) => S::Stopped { pid, exit: never_ran(status, at) },
-            (S::Starting { pid: None }, E::StartFailed { status, at }) => S::Stopped { pid: 0, exit: never_ran(status, at) },
+            (S::Starting { pid: Some(pid) }, E::StartFailed { status, at }) => {
+                S::Stopped { pid, exit: never_ran(status, at) }
+            }
+            (S::Starting { pid: None }, E::StartFailed { status, at }) => {
+                S::Stopped { pid: 0, exit: never_ran(status, at) }
+            }
             (S::Created { pid } | S::Starting { pid: Some(pid) } | S::Running { pid }, E::Ended(exit)) => {
                 S::Stopped { pid, exit }
             }

@@ -3,10 +3,7 @@
 //! The real one is [`crate::stages`]; [`crate::plain`] runs programs as ordinary processes, so that everything on this side of the seam,
 //! and the host's libraries, can be tested without root. Every method blocks and is called on a blocking thread, except where it says otherwise.
 
-use std::{
-    os::fd::OwnedFd,
-    sync::Arc,
-};
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use agent_protocol::messages::StatsResponse;
 use oci_spec::runtime::{LinuxResources, Process, Spec};

@@ -72,19 +72,28 @@ impl Service {
             Err(_late) => log::warn!("processes live {} s after they were killed", END_DEADLINE.as_secs()),
         }
         if self.home.owns_machine && timeout(END_DEADLINE, spawn_blocking(rustix::fs::sync)).await.is_err() {
-            log::warn!("file systems are not written back after {} s: is the file server gone?", END_DEADLINE.as_secs());
+            log::warn!(
+                "file systems are not written back after {} s: is the file server gone?",
+                END_DEADLINE.as_secs()
+            );
         }
     }
 }
 
 #[async_trait]
 impl Agent for Service {
-    async fn configure_pod(&self, _: &TtrpcContext, request: m::ConfigurePodRequest) -> Answer<m::ConfigurePodResponse> {
+    async fn configure_pod(
+        &self,
+        _: &TtrpcContext,
+        request: m::ConfigurePodRequest,
+    ) -> Answer<m::ConfigurePodResponse> {
         let home = self.home.clone();
         let configured = spawn_blocking(move || Configuration::parse(request, &home)?.apply(&home)).await;
         match configured {
             Ok(Ok(())) => Ok(m::ConfigurePodResponse::new()),
-            Ok(Err(error @ ConfigureError::Invalid { .. })) => Err(Refusal::invalid("the pod's configuration", error).into()),
+            Ok(Err(error @ ConfigureError::Invalid { .. })) => {
+                Err(Refusal::invalid("the pod's configuration", error).into())
+            }
             Ok(Err(error)) => Err(Refusal::failed("configure the pod", error).into()),
             Err(error) => Err(Refusal::failed("configure the pod", error).into()),
         }
@@ -102,7 +111,8 @@ impl Agent for Service {
     }
 
     async fn add_exec(&self, _: &TtrpcContext, request: m::AddExecRequest) -> Answer<m::Empty> {
-        let process: Process = from_slice(&request.oci_process).map_err(|error| Refusal::invalid("the process", error))?;
+        let process: Process =
+            from_slice(&request.oci_process).map_err(|error| Refusal::invalid("the process", error))?;
         let stdio = stdio(&request.stdio, request.columns, request.rows)?;
         self.containers.add_exec(name(request.process)?, Box::new(process), stdio).await?;
         Ok(m::Empty::new())
@@ -114,8 +124,9 @@ impl Agent for Service {
     }
 
     async fn signal(&self, _: &TtrpcContext, request: m::SignalRequest) -> Answer<m::Empty> {
-        let signal = sys::signal(request.signal)
-            .ok_or_else(|| Refusal::invalid(format!("signal {}", request.signal), "signals have the numbers 1 to 64"))?;
+        let signal = sys::signal(request.signal).ok_or_else(|| {
+            Refusal::invalid(format!("signal {}", request.signal), "signals have the numbers 1 to 64")
+        })?;
         self.containers.signal(name(request.process)?, signal, request.all).await?;
         Ok(m::Empty::new())
     }

@@ -7,13 +7,14 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use agent_protocol::messages::{DeviceIo, StatsResponse};
 use container::{
-    Cgroup, CgroupError, ContainerHandle, ContainerPlan, Created, FailureKind, GuestFacts, PlanError, Stage, StageError,
-    StdioFds, TerminalSize, plan, plan_exec, plan_limits,
+    Cgroup, CgroupError, ContainerHandle, ContainerPlan, Created, FailureKind, GuestFacts, PlanError, Stage,
+    StageError, StdioFds, TerminalSize, plan, plan_exec, plan_limits,
 };
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use rustix::process::{Pid, Signal, kill_process};
@@ -30,8 +31,10 @@ pub struct Stages {
 }
 
 /// At most one stage that waits for its order.
-#[derive(Default)]
-struct Spare(Mutex<Option<Stage>>);
+struct Spare {
+    program: PathBuf,
+    stage: Mutex<Option<Stage>>,
+}
 
 struct Contained {
     plan: ContainerPlan,
@@ -46,28 +49,36 @@ struct Contained {
 impl Stages {
     /// Reads what the guest is. /proc and /sys/fs/cgroup must be mounted.
     pub fn new() -> io::Result<Self> {
-        Ok(Self::with(GuestFacts::read()?))
+        Ok(Self::with(GuestFacts::read()?, PathBuf::from("/proc/self/exe")))
     }
 
-    /// For a guest with these facts.
-    pub fn with(guest: GuestFacts) -> Self {
-        Self { guest: Arc::new(guest), spare: Arc::default() }
+    /// For a guest with these facts, and a program that begins with [`container::stage_main_if_asked`].
+    pub fn with(guest: GuestFacts, program: PathBuf) -> Self {
+        Self { guest: Arc::new(guest), spare: Arc::new(Spare { program, stage: Mutex::new(None) }) }
     }
 }
 
 impl Spare {
     /// The prepared stage, or one made now.
     fn take(&self) -> Result<Stage, Refusal> {
-        let spare = self.0.lock().expect("no code panics while it holds this lock").take();
-        spare.map_or_else(Stage::prepare, Ok).map_err(|error| Refusal::failed("prepare a process", error))
+        let prepared = self.place().take();
+        prepared.map_or_else(|| self.prepare(), Ok).map_err(|error| Refusal::failed("prepare a process", error))
     }
 
     fn fill(&self) {
-        let mut spare = self.0.lock().expect("no code panics while it holds this lock");
-        if spare.is_none() {
+        let mut place = self.place();
+        if place.is_none() {
             // Made when needed, then, with its error where it belongs.
-            *spare = Stage::prepare().ok();
+            *place = self.prepare().ok();
         }
+    }
+
+    fn prepare(&self) -> io::Result<Stage> {
+        Stage::prepare_from(&self.program)
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<Stage>> {
+        self.stage.lock().expect("no code panics while it holds this lock")
     }
 }
 
@@ -78,11 +89,9 @@ impl Runtime for Stages {
         for warning in &plan.warnings {
             log::info!("container {id:?} goes without {warning}");
         }
-        let cgroup = Cgroup::create(&self.guest.cgroup_root, &plan.cgroup.path).map_err(|error| of_cgroup(&what(), error))?;
-        let made = self.make(&plan, &cgroup, stdio).map_err(|refusal| {
-            give_back(&cgroup);
-            refusal
-        });
+        let cgroup =
+            Cgroup::create(&self.guest.cgroup_root, &plan.cgroup.path).map_err(|error| of_cgroup(&what(), error))?;
+        let made = self.make(&plan, &cgroup, stdio).inspect_err(|_| give_back(&cgroup));
         let (pid, pidfd, master, gate) = split(made?);
         let container = Contained {
             plan,

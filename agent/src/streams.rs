@@ -114,9 +114,8 @@ impl Streams {
         let listener = sys::with_readiness(listener, Interest::READABLE)?;
         loop {
             let mut guard = listener.readable().await?;
-            let accepted = guard.try_io(|fd| {
-                Ok(rustix::net::accept_with(fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
-            });
+            let accepted =
+                guard.try_io(|fd| Ok(rustix::net::accept_with(fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?));
             match accepted {
                 Ok(Ok(connection)) => {
                     tokio::spawn(self.clone().introduce(connection));
@@ -161,7 +160,16 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
         Errno::from_io_error(error),
-        Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::CONNRESET | Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+        Some(
+            Errno::CONNABORTED
+                | Errno::INTR
+                | Errno::PROTO
+                | Errno::CONNRESET
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+        )
     )
 }
 

@@ -1,5 +1,8 @@
 //! What has no safe wrapper elsewhere: two ioctls, signals by number, and registration of descriptors with the runtime.
-#![allow(unsafe_code, reason = "ioctl(2) with structures that rustix does not know; rustix's and tokio's unchecked constructors")]
+#![allow(
+    unsafe_code,
+    reason = "ioctl(2) with structures that rustix does not know; rustix's and tokio's unchecked constructors"
+)]
 
 use std::{
     fs::File,
@@ -8,9 +11,9 @@ use std::{
 };
 
 use rustix::{
-    process::Signal,
     ioctl::{Opcode, Setter, Updater, ioctl},
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
+    process::Signal,
 };
 use tokio::io::{Interest, unix::AsyncFd};
 

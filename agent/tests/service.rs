@@ -1,124 +1,15 @@
 //! The real service, over a socketpair, with ordinary processes in place of containers: unprivileged, on any machine.
+#![allow(clippy::unwrap_used, reason = "a failed step fails its test")]
 
-use std::{
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    sync::Arc,
-    time::Duration,
-};
+mod host;
 
-use agent::{call, home::Home, plain::PlainProcesses, service::Service, streams::Streams};
-use agent_protocol::{messages as m, service::AgentClient, stream_header};
+use std::io::{Read, Write};
+
+use agent_protocol::messages as m;
+use host::{Host, PATIENCE, code, process, read_all, soon, spec};
 use protobuf::MessageField;
-use tokio::{
-    task::{JoinHandle, spawn_blocking},
-    time::timeout,
-};
-use ttrpc::{Code, asynchronous::Client, asynchronous::transport::Socket, context};
-
-/// What a host has: the client, and a way to connect streams.
-struct Host {
-    client: AgentClient,
-    streams: Streams,
-    served: JoinHandle<Result<(), call::CallError>>,
-    _run: tempfile::TempDir,
-}
-
-/// Longest that any step of these tests may take.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-impl Host {
-    fn new() -> Self {
-        let run = tempfile::tempdir().unwrap();
-        let home = Home::guest_of_process(run.path().to_owned());
-        let service = Service::start(home, Arc::new(PlainProcesses)).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let streams = service.streams();
-        let served = tokio::spawn(call::serve(service, theirs.into()));
-        ours.set_nonblocking(true).unwrap();
-        let socket = Socket::new(tokio::net::UnixStream::from_std(ours).unwrap());
-        Self { client: AgentClient::new(Client::new(socket)), streams, served, _run: run }
-    }
-
-    fn connect(&self, number: u64) -> UnixStream {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        (&ours).write_all(&stream_header(number)).unwrap();
-        tokio::spawn(self.streams.clone().introduce(theirs.into()));
-        ours
-    }
-
-    async fn create(&self, id: &str, script: &str, stdio: m::Stdio) -> ttrpc::Result<u32> {
-        let oci_spec = spec(&["/bin/sh", "-c", script], false);
-        let stdio = MessageField::some(stdio);
-        let request = m::CreateContainerRequest { container_id: id.into(), oci_spec, stdio, ..Default::default() };
-        self.client.create_container(soon(), &request).await.map(|created| created.pid)
-    }
-
-    async fn start(&self, id: &str, exec: &str) -> ttrpc::Result<u32> {
-        let request = m::StartRequest { process: process(id, exec), ..Default::default() };
-        self.client.start(soon(), &request).await.map(|started| started.pid)
-    }
-
-    async fn run(&self, id: &str, script: &str) -> u32 {
-        self.create(id, script, m::Stdio::new()).await.unwrap();
-        self.start(id, "").await.unwrap()
-    }
-
-    async fn add_exec(&self, id: &str, exec: &str, program: &[&str]) -> ttrpc::Result<m::Empty> {
-        let oci_process = serde_json::to_vec(&serde_json::json!({ "args": program, "user": { "uid": 0, "gid": 0 }, "cwd": "/" })).unwrap();
-        let request = m::AddExecRequest { process: process(id, exec), oci_process, ..Default::default() };
-        self.client.add_exec(soon(), &request).await
-    }
-
-    async fn signal(&self, id: &str, exec: &str, signal: u32) -> ttrpc::Result<m::Empty> {
-        let request = m::SignalRequest { process: process(id, exec), signal, ..Default::default() };
-        self.client.signal(soon(), &request).await
-    }
-
-    fn wait(&self, id: &str, exec: &str) -> JoinHandle<ttrpc::Result<m::WaitResponse>> {
-        let client = self.client.clone();
-        let request = m::WaitRequest { process: process(id, exec), ..Default::default() };
-        tokio::spawn(async move { client.wait(context::with_timeout(0), &request).await })
-    }
-
-    async fn status(&self, id: &str, exec: &str) -> u32 {
-        timeout(PATIENCE, self.wait(id, exec)).await.unwrap().unwrap().unwrap().exit_status
-    }
-
-    async fn delete(&self, id: &str, exec: &str) -> ttrpc::Result<m::DeleteResponse> {
-        let request = m::DeleteRequest { process: process(id, exec), ..Default::default() };
-        self.client.delete(soon(), &request).await
-    }
-}
-
-fn soon() -> context::Context {
-    context::with_timeout(i64::try_from(PATIENCE.as_nanos()).unwrap())
-}
-
-fn process(id: &str, exec: &str) -> MessageField<m::ProcessId> {
-    MessageField::some(m::ProcessId { container_id: id.into(), exec_id: exec.into(), ..Default::default() })
-}
-
-fn spec(args: &[&str], terminal: bool) -> Vec<u8> {
-    let process = serde_json::json!({ "args": args, "user": { "uid": 0, "gid": 0 }, "cwd": "/", "terminal": terminal, "env": ["PATH=/usr/bin:/bin"] });
-    let spec = serde_json::json!({ "ociVersion": "1.2.0", "process": process, "root": { "path": "/" } });
-    serde_json::to_vec(&spec).unwrap()
-}
-
-fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Code {
-    match result.expect_err("refused") {
-        ttrpc::Error::RpcStatus(status) => status.code(),
-        other => panic!("a status, not {other}"),
-    }
-}
-
-fn read_all(mut stream: UnixStream) -> JoinHandle<Vec<u8>> {
-    spawn_blocking(move || {
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
-        bytes
-    })
-}
+use tokio::{task::spawn_blocking, time::timeout};
+use ttrpc::Code;
 
 #[tokio::test]
 async fn a_container_runs_after_its_start_and_tells_its_status() {
@@ -306,11 +197,11 @@ async fn nonsense_is_refused_with_its_own_code() {
 
 #[tokio::test]
 async fn power_off_kills_answers_and_hangs_up() {
-    let host = Host::new();
+    let mut host = Host::new();
     host.run("c1", "exec sleep 1000").await;
     let waiting = host.wait("c1", "");
     host.client.power_off(soon(), &m::Empty::new()).await.unwrap();
-    timeout(PATIENCE, host.served).await.unwrap().unwrap().unwrap();
+    timeout(PATIENCE, host.served.take().unwrap()).await.unwrap().unwrap().unwrap();
     if let Ok(ended) = timeout(PATIENCE, waiting).await.unwrap().unwrap() {
         assert_eq!(ended.exit_status, 137);
     }
@@ -318,8 +209,9 @@ async fn power_off_kills_answers_and_hangs_up() {
 
 #[tokio::test]
 async fn the_service_ends_when_the_host_hangs_up() {
-    let Host { client, streams: _, served, _run } = Host::new();
-    client.describe(soon(), &m::Empty::new()).await.unwrap();
-    drop(client);
+    let mut host = Host::new();
+    host.client.describe(soon(), &m::Empty::new()).await.unwrap();
+    let served = host.served.take().unwrap();
+    drop(host);
     timeout(PATIENCE, served).await.unwrap().unwrap().unwrap();
 }
