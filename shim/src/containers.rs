@@ -190,11 +190,7 @@ impl Containers {
     pub async fn start(self: &Arc<Self>, id: &ProcessId) -> Result<u32, Refusal> {
         let process = self.process(id)?;
         held(&process.life).request_start()?;
-        let started = match self.machine.pod().await {
-            Ok(pod) => pod.start(id).await.map(|_guest_pid| pod).map_err(Refusal::from),
-            Err(refusal) => Err(refusal),
-        };
-        match started {
+        match self.start_in_guest(&process).await {
             Ok(pod) => {
                 self.announce(&process, Lifecycle::started);
                 if !id.exec_id.is_empty() {
@@ -207,6 +203,15 @@ impl Containers {
                 Err(refusal)
             }
         }
+    }
+
+    async fn start_in_guest(&self, process: &Process) -> Result<Arc<dyn PodFront>, Refusal> {
+        if let Some(stdio) = held(&process.stdio).as_mut() {
+            stdio.open_stdin()?;
+        }
+        let pod = self.machine.pod().await?;
+        pod.start(&process.id).await?;
+        Ok(pod)
     }
 
     /// Sends a signal. Waits for nothing that is under way.

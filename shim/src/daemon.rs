@@ -36,6 +36,10 @@ use crate::{
 /// Threads for work that blocks: few, as each costs memory for as long as the pod lives.
 const BLOCKING_THREADS_MAX: usize = 4;
 const BLOCKING_STACK_LEN: usize = 256 << 10;
+/// A process started from such a thread may be set to end with it (prctl(2), PR_SET_PDEATHSIG): so these threads stay.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// Longest host name that Linux takes.
+const HOST_NAME_LEN_MAX: usize = 64;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 /// How long containerd gets to take the last events.
@@ -95,6 +99,7 @@ fn serve(arguments: &Arguments, listener: UnixListener, starter: &mut Starter) -
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_stack_size(BLOCKING_STACK_LEN)
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .build()
         .map_err(DaemonError::Runtime)?;
     let outcome = runtime.block_on(serve_pod(arguments, &bundle, group, listener, starter));
@@ -139,15 +144,20 @@ fn pod_spec(oci: &Spec, group: Group) -> PodSpec {
     let sysctls = oci.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
     let size = MachineSize::for_container(oci);
     PodSpec {
-        id: group.id,
+        id: group.id.clone(),
         state_dir: group.state_dir,
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
-        hostname: oci.hostname().clone().unwrap_or_default(),
+        hostname: oci.hostname().clone().unwrap_or_else(|| host_name(&group.id)),
         sysctls: sysctls.into_iter().filter(|(name, _)| name.starts_with("net.")).collect(),
         resolv_conf: String::new(),
         extra_cmdline: String::new(),
     }
+}
+
+// A pod that is not told its host name has its own, as long as Linux takes one (uname(2)).
+fn host_name(id: &str) -> String {
+    id.chars().take(HOST_NAME_LEN_MAX).collect()
 }
 
 fn take_over_stdio() -> io::Result<(UnixListener, File)> {

@@ -12,7 +12,7 @@ use containerd_shim_protos::{
     topics,
 };
 use pod::{Exit, ProcessId};
-use protobuf::{Message, MessageDyn, well_known_types::any::Any};
+use protobuf::{Message, well_known_types::any::Any};
 
 use crate::{stdio::Paths, timestamp};
 
@@ -51,12 +51,8 @@ pub enum Event {
 impl Event {
     /// The request that tells containerd, stamped with the moment it happened.
     pub fn to_request(&self, namespace: &str, at: SystemTime) -> ForwardRequest {
-        let (topic, message) = self.topic_and_message();
-        let event = Any {
-            type_url: message.descriptor_dyn().full_name().to_owned(),
-            value: message.write_to_bytes_dyn().unwrap_or_default(),
-            ..Any::default()
-        };
+        let (topic, body) = self.topic_and_body();
+        let event = Any { type_url: format!("containerd.events.{}", body.name), value: body.bytes, ..Any::default() };
         let envelope = Envelope {
             timestamp: Some(timestamp::proto(at)).into(),
             namespace: namespace.to_owned(),
@@ -67,7 +63,7 @@ impl Event {
         ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() }
     }
 
-    fn topic_and_message(&self) -> (&'static str, Box<dyn MessageDyn>) {
+    fn topic_and_body(&self) -> (&'static str, Body) {
         match self {
             Self::Created { container_id, bundle, rootfs, stdio, pid } => {
                 let io = TaskIO {
@@ -85,11 +81,11 @@ impl Event {
                     pid: *pid,
                     ..TaskCreate::default()
                 };
-                (topics::TASK_CREATE_EVENT_TOPIC, Box::new(message))
+                (topics::TASK_CREATE_EVENT_TOPIC, body(&message))
             }
             Self::Started(id, pid) if id.exec_id.is_empty() => {
                 let message = TaskStart { container_id: id.container_id.clone(), pid: *pid, ..TaskStart::default() };
-                (topics::TASK_START_EVENT_TOPIC, Box::new(message))
+                (topics::TASK_START_EVENT_TOPIC, body(&message))
             }
             Self::Started(id, pid) => {
                 let message = TaskExecStarted {
@@ -98,7 +94,7 @@ impl Event {
                     pid: *pid,
                     ..TaskExecStarted::default()
                 };
-                (topics::TASK_EXEC_STARTED_EVENT_TOPIC, Box::new(message))
+                (topics::TASK_EXEC_STARTED_EVENT_TOPIC, body(&message))
             }
             Self::ExecAdded(id) => {
                 let message = TaskExecAdded {
@@ -106,11 +102,11 @@ impl Event {
                     exec_id: id.exec_id.clone(),
                     ..TaskExecAdded::default()
                 };
-                (topics::TASK_EXEC_ADDED_EVENT_TOPIC, Box::new(message))
+                (topics::TASK_EXEC_ADDED_EVENT_TOPIC, body(&message))
             }
             Self::OutOfMemory(container_id) => {
                 let message = TaskOOM { container_id: container_id.clone(), ..TaskOOM::default() };
-                (topics::TASK_OOM_EVENT_TOPIC, Box::new(message))
+                (topics::TASK_OOM_EVENT_TOPIC, body(&message))
             }
             Self::Exited(id, pid, exit) => {
                 // The first process of a container is named by the container's id, never by an empty one.
@@ -123,7 +119,7 @@ impl Event {
                     exited_at: Some(timestamp::proto(exit.at)).into(),
                     ..TaskExit::default()
                 };
-                (topics::TASK_EXIT_EVENT_TOPIC, Box::new(message))
+                (topics::TASK_EXIT_EVENT_TOPIC, body(&message))
             }
             Self::Deleted(container_id, pid, exit) => {
                 let message = TaskDelete {
@@ -133,18 +129,28 @@ impl Event {
                     exited_at: Some(timestamp::proto(exit.at)).into(),
                     ..TaskDelete::default()
                 };
-                (topics::TASK_DELETE_EVENT_TOPIC, Box::new(message))
+                (topics::TASK_DELETE_EVENT_TOPIC, body(&message))
             }
             Self::Paused(container_id) => {
                 let message = TaskPaused { container_id: container_id.clone(), ..TaskPaused::default() };
-                (topics::TASK_PAUSED_EVENT_TOPIC, Box::new(message))
+                (topics::TASK_PAUSED_EVENT_TOPIC, body(&message))
             }
             Self::Resumed(container_id) => {
                 let message = TaskResumed { container_id: container_id.clone(), ..TaskResumed::default() };
-                (topics::TASK_RESUMED_EVENT_TOPIC, Box::new(message))
+                (topics::TASK_RESUMED_EVENT_TOPIC, body(&message))
             }
         }
     }
+}
+
+struct Body {
+    name: &'static str,
+    bytes: Vec<u8>,
+}
+
+// The name is a constant; asking the message's descriptor would parse all of the package's descriptors first.
+fn body<M: Message>(message: &M) -> Body {
+    Body { name: M::NAME, bytes: message.write_to_bytes().unwrap_or_default() }
 }
 
 // The crate has the message twice, once for each package that imports it; on the wire they are one.

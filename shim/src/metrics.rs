@@ -4,7 +4,7 @@ use agent_protocol::messages::StatsResponse;
 use containerd_shim_protos::cgroups_v2::metrics::{
     CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat,
 };
-use protobuf::{Message, MessageField, MessageFull, well_known_types::any::Any};
+use protobuf::{Message, MessageField, well_known_types::any::Any};
 
 /// The figures in the envelope that `Stats` returns.
 ///
@@ -13,7 +13,7 @@ use protobuf::{Message, MessageField, MessageFull, well_known_types::any::Any};
 pub fn envelope(stats: &StatsResponse) -> protobuf::Result<Any> {
     Ok(Any {
         // The bare name: containerd's typeurl knows messages by it.
-        type_url: Metrics::descriptor().full_name().to_owned(),
+        type_url: "io.containerd.cgroups.v2.Metrics".to_owned(),
         value: metrics(stats).write_to_bytes()?,
         ..Any::default()
     })
@@ -119,7 +119,7 @@ mod tests {
     fn the_envelope_has_the_name_that_containerd_knows() {
         let any =
             envelope(&StatsResponse { memory_current: 42, pids_current: 3, ..StatsResponse::default() }).expect("any");
-        assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
+        assert_eq!(any.type_url, <Metrics as protobuf::MessageFull>::descriptor().full_name());
         let metrics = Metrics::parse_from_bytes(&any.value).expect("parsed");
         assert_eq!((metrics.memory.usage, metrics.pids.current), (42, 3));
     }

@@ -3,7 +3,7 @@
 //! # Who holds which end, and why
 //! | fifo | we hold | so that |
 //! |---|---|---|
-//! | stdin | the read end, and a write end until `CloseIO` | a client that detaches does not end the process's input |
+//! | stdin | from the start on the read end, and a write end until `CloseIO` | a client that detaches does not end the process's input |
 //! | stdout, stderr | the write end, and a read end until the drain | a client that detaches does not kill the process |
 //!
 //! # The end
@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use pod::{ProcessStreams, StdioWanted};
+use pod::{ErrorKind, ProcessStreams, StdioWanted};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::{AbortHandle, JoinHandle},
@@ -79,7 +79,7 @@ impl Opened {
     pub fn open(paths: &Paths) -> Result<Self, Refusal> {
         let sink = |path: &str| if path.is_empty() { Ok(None) } else { Sink::open(path).map(Some) };
         Ok(Self {
-            stdin: if paths.stdin.is_empty() { None } else { Some(Input::open(&paths.stdin)?) },
+            stdin: if paths.stdin.is_empty() { None } else { Some(Input::check(&paths.stdin)?) },
             stdout: sink(&paths.stdout)?,
             stderr: if paths.terminal { None } else { sink(&paths.stderr)? },
             terminal: paths.terminal,
@@ -91,11 +91,9 @@ impl Opened {
     /// # Errors
     /// The runtime cannot watch a descriptor: out of memory or descriptors.
     pub fn connect(self, streams: ProcessStreams) -> io::Result<Stdio> {
-        let mut stdio = Stdio { stdin: None, stdin_hold: None, outputs: Vec::new() };
-        if let (Some(input), Some(stream)) = (self.stdin, streams.stdin) {
-            stdio.stdin_hold = Some(input.hold);
-            stdio.stdin = Some(copy_in(input.read, stream, self.terminal)?);
-        }
+        let mut stdio =
+            Stdio { waiting: None, terminal: self.terminal, stdin: None, stdin_hold: None, outputs: Vec::new() };
+        stdio.waiting = self.stdin.zip(streams.stdin);
         for (sink, stream) in [(self.stdout, streams.stdout), (self.stderr, streams.stderr)] {
             if let (Some(sink), Some(stream)) = (sink, stream) {
                 stdio.outputs.push(Output::start(sink, stream)?);
@@ -107,14 +105,34 @@ impl Opened {
 
 /// A process's stdio under way. Dropping it ends it at once.
 pub struct Stdio {
+    /// The input until the process starts.
+    waiting: Option<(Input, UnixStream)>,
+    terminal: bool,
     stdin: Option<AbortHandle>,
     stdin_hold: Option<OwnedFd>,
     outputs: Vec<Output>,
 }
 
 impl Stdio {
+    /// Begins to read the process's input. Not before it starts: opening the fifo lets a client write, and one that has nothing more
+    /// to write says `CloseIO` only if it has been told of the process by then.
+    ///
+    /// # Errors
+    /// The fifo is gone, or the runtime cannot watch it.
+    pub fn open_stdin(&mut self) -> Result<(), Refusal> {
+        let Some((input, stream)) = self.waiting.take() else { return Ok(()) };
+        let (read, hold) = input.open()?;
+        let task = copy_in(read, stream, self.terminal)
+            .map_err(|error| Refusal::new(ErrorKind::Internal, format!("cannot copy the standard input: {error}")))?;
+        self.stdin_hold = Some(hold);
+        self.stdin = Some(task);
+        Ok(())
+    }
+
     /// Lets the process's input end once what is in the fifo has been read and every other writer has closed.
     pub fn close_stdin(&mut self) {
+        // Never opened: closing the stream is the end of the input.
+        self.waiting = None;
         self.stdin_hold = None;
     }
 

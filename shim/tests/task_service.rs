@@ -504,6 +504,7 @@ async fn close_io_ends_the_input_after_what_is_in_it() {
     let shim = Shim::start().await;
     let request = CreateTaskRequest { stdin: shim.fifo("in"), ..shim.create_request("c") };
     shim.task.create(quick(), &request).await.expect("created");
+    shim.task.start(quick(), &start("c", "")).await.expect("started");
     let mut far = {
         let mut far = shim.pod.far_ends.lock().expect("lock");
         far.get_mut(&process("c", "")).expect("process").stdin.take().expect("stdin")

@@ -7,19 +7,19 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::refusal::Refusal;
 
-/// A process's input.
-pub struct Input {
-    /// The end that is read.
-    pub read: OwnedFd,
-    /// A write end, so that the input does not end before `CloseIO`.
-    pub hold: OwnedFd,
-}
+/// A process's input, known to be a fifo; opened when the process starts.
+pub struct Input(String);
 
 impl Input {
-    /// Opens the fifo at `path`, without waiting for a writer.
-    pub fn open(path: &str) -> Result<Self, Refusal> {
+    /// Checks that `path` is a fifo, without opening it.
+    pub fn check(path: &str) -> Result<Self, Refusal> {
         check_fifo(path)?;
-        Ok(Self { read: open(path, OFlags::RDONLY)?, hold: open(path, OFlags::WRONLY)? })
+        Ok(Self(path.to_owned()))
+    }
+
+    /// Opens the end to read, and a write end, so that the input does not end before `CloseIO`. Waits for no writer.
+    pub fn open(&self) -> Result<(OwnedFd, OwnedFd), Refusal> {
+        Ok((open(&self.0, OFlags::RDONLY)?, open(&self.0, OFlags::WRONLY)?))
     }
 }
 

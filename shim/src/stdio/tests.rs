@@ -42,7 +42,9 @@ fn stdin_from(fifo: &Fifo) -> (Stdio, UnixStream) {
     let (ours, process) = UnixStream::pair().expect("pair");
     let opened = Opened::open(&paths).expect("opened");
     let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
-    (opened.connect(streams).expect("connected"), process)
+    let mut stdio = opened.connect(streams).expect("connected");
+    stdio.open_stdin().expect("opened");
+    (stdio, process)
 }
 
 fn pattern(length: usize) -> Vec<u8> {
@@ -165,6 +167,7 @@ async fn a_terminal_is_not_hung_up_at_the_end_of_its_input() {
     let (ours, process) = UnixStream::pair().expect("pair");
     let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
     let mut stdio = Opened::open(&paths).expect("opened").connect(streams).expect("connected");
+    stdio.open_stdin().expect("opened");
     let path = fifo.path();
     in_thread(move || File::options().write(true).open(path).expect("writer").write_all(b"exit\n").expect("written"))
         .await;
@@ -207,6 +210,20 @@ fn paths_that_cannot_be_used_are_refused_by_name() {
         assert_eq!(refusal.kind, kind);
         assert!(refusal.message.contains(word), "{}", refusal.message);
     }
+}
+
+#[tokio::test]
+async fn nothing_is_read_before_the_process_starts() {
+    let fifo = Fifo::new();
+    let paths = Paths { stdin: fifo.text(), ..Paths::default() };
+    let (ours, _process) = UnixStream::pair().expect("pair");
+    let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
+    let mut stdio = Opened::open(&paths).expect("opened").connect(streams).expect("connected");
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+    let try_to_write = || rustix::fs::open(fifo.path(), flags, rustix::fs::Mode::empty());
+    assert_eq!(try_to_write().expect_err("no reader"), rustix::io::Errno::NXIO);
+    stdio.open_stdin().expect("opened");
+    assert!(try_to_write().is_ok());
 }
 
 #[test]
