@@ -18,12 +18,28 @@ struct Stage {
     mounts_before: String,
 }
 
+/// With KATA_RS_TEST_LOG set, what the library logs is shown.
+struct ToStderr;
+
+impl log::Log for ToStderr {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        eprintln!("{}: {}", record.level(), record.args());
+    }
+    fn flush(&self) {}
+}
+
 fn host_mounts() -> String {
     std::fs::read_to_string("/proc/self/mountinfo").expect("read")
 }
 
 impl Stage {
     fn new(test: &str) -> Option<Self> {
+        if std::env::var_os("KATA_RS_TEST_LOG").is_some() && log::set_logger(&ToStderr).is_ok() {
+            log::set_max_level(log::LevelFilter::Debug);
+        }
         let staged = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/stage");
         let installation = Installation::at(&std::env::var_os("KATA_RS_PREFIX").map_or(staged, PathBuf::from));
         let missing = [
@@ -235,6 +251,24 @@ async fn needs_kvm_a_killed_vmm_is_an_exit_137_and_leaves_nothing() {
     rustix::process::kill_process(vmm, rustix::process::Signal::KILL).expect("killed");
     assert_eq!(within(pod.wait(&first())).await.expect("told").status, 137);
     assert!(pod.gone().await.contains("signal: 9"), "{}", pod.gone().await);
+    within(pod.stop()).await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn needs_kvm_a_killed_file_server_ends_the_machine() {
+    let Some(stage) = Stage::new("a killed file server") else { return };
+    let pod = within(stage.launch()).await.expect("launched");
+    within(pod.create_container(stage.container("sleep 1000", json!([])))).await.expect("created");
+    within(pod.start(&first())).await.expect("started");
+    let folder = stage.state_dir();
+    let record = std::fs::read_to_string(folder.join("record")).expect("read");
+    let server = record.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let server = server.map(|entry| entry["process"].clone()).find(|p| p["what"] == "file server").expect("recorded");
+    let pid = rustix::process::Pid::from_raw(server["pid"].as_i64().expect("a number") as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+    assert_eq!(within(pod.wait(&first())).await.expect("told").status, 137);
+    eprintln!("{}", pod.gone().await);
     within(pod.stop()).await.expect("stopped");
     stage.assert_nothing_left();
 }
