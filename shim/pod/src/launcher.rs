@@ -103,7 +103,7 @@ impl Launcher for ProcessLauncher {
         let files = self.files.lock().ok().and_then(|mut files| files.take()).expect("a launcher starts one machine");
         let vcpus = self.vcpus(pod.vcpus);
         let (spec, mappings, stderr) = lay_out(pod, vcpus, files, ends);
-        spec.check().map_err(|e| PodError::new(ErrorKind::InvalidArgument, format!("pod {}: {e}", pod.id)))?;
+        spec.check().map_err(|e| PodError::new(ErrorKind::InvalidArgument, e.to_string()))?;
         tell_what_to_boot(control, spec)?;
         let mut command = Command::new(&self.installation.vmm);
         command.env_clear().env(TOKEN_VARIABLE, &carried.token).current_dir("/");

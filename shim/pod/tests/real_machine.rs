@@ -274,6 +274,16 @@ async fn needs_kvm_a_killed_file_server_ends_the_machine() {
 }
 
 #[tokio::test]
+async fn needs_kvm_a_machine_too_small_to_boot_is_refused() {
+    let Some(stage) = Stage::new("a machine too small to boot") else { return };
+    let spec = PodSpec { memory_mib: 8, ..stage.pod_spec() };
+    let error = within(Pod::launch(&stage.installation, spec)).await.expect_err("too small");
+    assert_eq!(error.kind, ErrorKind::InvalidArgument);
+    assert!(error.message.contains("8 MiB of memory asked for"), "{}", error.message);
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn needs_kvm_stopping_ends_what_still_runs() {
     let Some(stage) = Stage::new("stop with a living container") else { return };
     let pod = within(stage.launch()).await.expect("launched");
