@@ -89,10 +89,12 @@ archive_sum() {
 }
 
 content_key() {
-    local flavour=$1 archive=$2 files
+    local flavour=$1 archive=$2 files version sum
+    version=$(source_version "$archive")
+    sum=$(archive_sum "$archive")
     mapfile -t files < <(fragment_files "$flavour"; patch_files "$flavour"; printf '%s\n' "$here/build.sh")
     {
-        printf '%s\n' "$flavour" "$(source_version "$archive")" "$(archive_sum "$archive")"
+        printf '%s\n' "$flavour" "$version" "$sum"
         gcc --version | head -n1
         ld --version | head -n1
         cat "${files[@]}"
@@ -163,7 +165,7 @@ configure() {
 
 compile() {
     local tree=$1 objects=$2 begun=$SECONDS
-    note "compiling on $(nproc) processors: some nine minutes of processor time (log: $objects/build.log)"
+    note "compiling on $(nproc) processors: seven to eleven minutes of processor time (log: $objects/build.log)"
     # Same bytes for same input: no clock, no user, no host, no path.
     make -C "$tree" O="$objects" ARCH=x86_64 -j"$(nproc)" \
         KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_USER=kata-rs KBUILD_BUILD_HOST=kata-rs \
