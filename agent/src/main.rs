@@ -29,10 +29,13 @@ fn main() -> ExitCode {
 
 /// From power-on to the end of the call.
 fn run() -> anyhow::Result<()> {
+    let begun = since_power_on();
     let call = call::dial()?;
+    let called = since_power_on();
     boot::set_up()?;
     journal::start(&std::fs::read_to_string("/proc/cmdline").unwrap_or_default());
     boot::set_up_rest()?;
+    log::debug!("since power-on: agent {begun:?}, called {called:?}, mounted {:?}", since_power_on());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -43,6 +46,12 @@ fn run() -> anyhow::Result<()> {
     // Not waited for: a thread may be stuck in a file system whose server is gone.
     runtime.shutdown_background();
     ended
+}
+
+/// The kernel's monotonic clock starts with the machine; reading it is no system call.
+fn since_power_on() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::try_from(now).unwrap_or_default()
 }
 
 async fn serve(call: call::Call) -> anyhow::Result<()> {
