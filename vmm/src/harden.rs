@@ -4,7 +4,7 @@
 //! system calls and hold without it.
 
 use rustix::{
-    process::{DumpableBehavior, Signal, getppid, set_dumpable_behavior, set_parent_process_death_signal, setsid},
+    process::{DumpableBehavior, set_dumpable_behavior, setsid},
     thread::set_no_new_privs,
 };
 
@@ -20,24 +20,19 @@ pub enum HardenError {
         #[source]
         source: rustix::io::Errno,
     },
-    /// The parent died before it could be tied to us.
-    #[error("the launcher is gone already")]
-    Orphan,
 }
 
-/// No new privileges by exec, no core dump or ptrace by the same user, no terminal, and death with the parent.
+/// No new privileges by exec, no core dump or ptrace by the same user, no terminal.
 ///
 /// Without a terminal a Ctrl-C is the launcher's alone: it goes to the container, or ends the machine in order.
 ///
-/// The kernel watches the parent's *thread*: a launcher spawns us from one that lives as long as the machine. The control socket
-/// tells of its end as well, so this is the second line.
+/// There is no PR_SET_PDEATHSIG: the kernel ties it to the *thread* that made us, and a launcher may well make us on one that
+/// ends before the machine does. The hang-up of the control socket tells of the launcher's end, whatever its threads do.
 pub fn process() -> Result<(), HardenError> {
     let failed = |operation| move |source| HardenError::Prctl { operation, source };
     set_no_new_privs(true).map_err(failed("PR_SET_NO_NEW_PRIVS"))?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("PR_SET_DUMPABLE"))?;
     // Fails when we lead a group already, and then no terminal's group has us either.
     let _ = setsid();
-    let parent = getppid();
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed("PR_SET_PDEATHSIG"))?;
-    if getppid() == parent { Ok(()) } else { Err(HardenError::Orphan) }
+    Ok(())
 }

@@ -5,9 +5,10 @@
 //! | `quiet` | each character of the early console is two exits; errors are printed anyhow. First, since Linux takes these words in order and prints its log so far when it meets `earlyprintk` |
 //! | `console=hvc0` | the console is a virtio device: bytes go out in chunks, not one trap each |
 //! | `earlyprintk=serial,0x3f8,115200` | what is printed before that device lives, above all an early panic, goes out by port 0x3f8 |
-//! | `panic=-1 reboot=k` | a panic ends in a reset, at once, by the keyboard controller's port: one exit that the VMM knows |
+//! | `panic=-1 reboot=k,f` | a panic ends in a reset, at once, by the keyboard controller's port: one exit that the VMM knows; `f` leaves out switching off interrupt controllers that end with the machine |
 //! | `root=/dev/vda rootfstype=erofs ro` | the guest image is the first disk; naming the file system skips trying others |
 //! | `tsc=reliable no_timer_check` | no watching and testing of clocks that the host guarantees |
+//! | `swiotlb=noforce` | no 64 MiB set aside for devices that cannot reach high memory: virtio reaches all |
 //! | `virtio_mmio.device=4K@...:...` | there is no bus to ask: each device is named with its place and interrupt |
 
 use crate::layout::DeviceSlot;
@@ -15,7 +16,8 @@ use crate::layout::DeviceSlot;
 /// Longest command line, with its final zero: COMMAND_LINE_SIZE of Linux on x86.
 pub const COMMAND_LINE_MAX: usize = 2048;
 
-const ALWAYS: &str = "quiet console=hvc0 earlyprintk=serial,0x3f8,115200 panic=-1 reboot=k tsc=reliable no_timer_check";
+const ALWAYS: &str = "quiet console=hvc0 earlyprintk=serial,0x3f8,115200 panic=-1 reboot=k,f tsc=reliable \
+                      no_timer_check swiotlb=noforce";
 const ROOT: &str = "root=/dev/vda rootfstype=erofs ro init=/sbin/init";
 
 /// Why there is no command line.

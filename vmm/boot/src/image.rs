@@ -5,8 +5,8 @@ use crate::{
     cpu::{self, BootCpu},
     kernel::{KernelError, KernelImage},
     layout::{
-        COMMAND_LINE_ADDRESS, GDT_ADDRESS, MP_TABLE_ADDRESS, MemoryLayout, MemoryRange, PAGE_TABLES_ADDRESS,
-        SETUP_DATA_ADDRESS, ZERO_PAGE_ADDRESS,
+        COMMAND_LINE_ADDRESS, GDT_ADDRESS, MP_POINTER_ADDRESS, MP_TABLE_ADDRESS, MemoryLayout, MemoryRange,
+        PAGE_TABLES_ADDRESS, SETUP_DATA_ADDRESS, ZERO_PAGE_ADDRESS,
     },
     mp_table, page_tables, zero_page,
 };
@@ -113,6 +113,7 @@ fn pieces(input: &BootInput<'_>, initrd: Option<MemoryRange>) -> Vec<Piece> {
         piece("random seed", SETUP_DATA_ADDRESS, zero_page::setup_data(input.seed)),
         piece("page tables", PAGE_TABLES_ADDRESS, page_tables::build()),
         piece("command line", COMMAND_LINE_ADDRESS, command_line),
+        piece("MP table's pointer", MP_POINTER_ADDRESS, mp_table::pointer().to_vec()),
         piece("MP table", MP_TABLE_ADDRESS, mp_table::build(input.vcpus)),
     ]
 }

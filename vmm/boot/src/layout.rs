@@ -1,12 +1,13 @@
 //! Where things lie in the guest's physical address space.
 //!
 //! ```text
+//! 0x0000_0010  pointer to the MP table, where Linux looks first (mpparse.c); each further look maps and unmaps a page
 //! 0x0000_0500  global descriptor table (BootCpu)
 //! 0x0000_7000  zero page (boot_params)
 //! 0x0000_8000  random seed (setup_data), then the boot stack below 0x9000
 //! 0x0000_9000  page tables: three pages
 //! 0x0002_0000  kernel command line
-//! 0x0009_fc00  MP table, in the last KiB of base memory: one of the places where Linux looks (mpparse.c)
+//! 0x0009_fc00  MP table, in the last KiB of base memory
 //! 0x000a_0000  nothing, where a PC has video memory and firmware
 //! 0x0010_0000  RAM: kernel, initrd
 //! 0xd000_0000  virtio-mmio devices, 4 KiB each
@@ -48,6 +49,7 @@ pub(crate) const SETUP_DATA_ADDRESS: u64 = 0x8000;
 pub(crate) const STACK_ADDRESS: u64 = 0x8ff0;
 pub(crate) const PAGE_TABLES_ADDRESS: u64 = 0x9000;
 pub(crate) const COMMAND_LINE_ADDRESS: u64 = 0x2_0000;
+pub(crate) const MP_POINTER_ADDRESS: u64 = 0x10;
 pub(crate) const MP_TABLE_ADDRESS: u64 = 0x9_fc00;
 /// End of base memory: 640 KiB.
 pub(crate) const BASE_MEMORY_END: u64 = 0xa_0000;

@@ -20,7 +20,7 @@ const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 const ALL_APICS: u8 = 0xff;
 
-/// Pointer structure and table for this many processors, whose local APIC ids are 0, 1, 2, ...
+/// The table for this many processors, whose local APIC ids are 0, 1, 2, ...
 pub(crate) fn build(vcpus: u8) -> Vec<u8> {
     let mut entries = Vec::new();
     for id in 0..vcpus {
@@ -34,16 +34,16 @@ pub(crate) fn build(vcpus: u8) -> Vec<u8> {
     }
     entries.push(vec![4, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
     entries.push(vec![4, NMI, 0, 0, ISA_BUS, 0, ALL_APICS, 1]);
-    let mut bytes = pointer().to_vec();
-    bytes.extend(table(&entries));
+    let bytes = table(&entries);
     debug_assert!(MP_TABLE_ADDRESS + bytes.len() as u64 <= BASE_MEMORY_END, "no room for so many processors");
     bytes
 }
 
-fn pointer() -> [u8; POINTER_LEN] {
+/// The floating pointer structure, by which the table is found.
+pub(crate) fn pointer() -> [u8; POINTER_LEN] {
     let mut bytes = [0u8; POINTER_LEN];
     bytes[..4].copy_from_slice(b"_MP_");
-    bytes[4..8].copy_from_slice(&(MP_TABLE_ADDRESS as u32 + POINTER_LEN as u32).to_le_bytes());
+    bytes[4..8].copy_from_slice(&(MP_TABLE_ADDRESS as u32).to_le_bytes());
     // Length in units of 16 bytes.
     bytes[8] = 1;
     bytes[9] = SPECIFICATION_1_4;
@@ -94,11 +94,10 @@ mod tests {
 
     #[test]
     fn both_structures_sum_to_zero_and_the_pointer_finds_the_table() {
-        let bytes = build(4);
-        let (pointer, table) = bytes.split_at(POINTER_LEN);
-        assert_eq!(checksum(pointer), 0);
-        assert_eq!(checksum(table), 0);
-        assert_eq!(pointer[4..8], (MP_TABLE_ADDRESS as u32 + 16).to_le_bytes());
+        let (pointer, table) = (pointer(), build(4));
+        assert_eq!(checksum(&pointer), 0);
+        assert_eq!(checksum(&table), 0);
+        assert_eq!(pointer[4..8], (MP_TABLE_ADDRESS as u32).to_le_bytes());
         assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
     }
 
@@ -110,7 +109,7 @@ mod tests {
     #[test]
     fn walking_the_entries_finds_each_processor_and_line_once() {
         let bytes = build(3);
-        let mut rest = &bytes[POINTER_LEN + HEADER_LEN..];
+        let mut rest = &bytes[HEADER_LEN..];
         let (mut processors, mut lines, mut entries) = (Vec::new(), Vec::new(), 0u16);
         while !rest.is_empty() {
             let len = if rest[0] == 0 { 20 } else { 8 };
@@ -124,6 +123,6 @@ mod tests {
         }
         assert_eq!(processors, [(0, 3), (1, 1), (2, 1)]);
         assert_eq!(lines, (0..24).map(|line| (line, line)).collect::<Vec<_>>());
-        assert_eq!(bytes[POINTER_LEN + 34..POINTER_LEN + 36], entries.to_le_bytes());
+        assert_eq!(bytes[34..36], entries.to_le_bytes());
     }
 }
