@@ -300,7 +300,8 @@ mod tests {
         let (theirs, pump) = output(stream).unwrap();
         let pump = tokio::spawn(pump);
         let mut shell = Command::new("/bin/sh")
-            .args(["-c", "(read wait; echo late) & echo early"])
+            // A shell without job control gives its background /dev/null as stdin, hence descriptor 3.
+            .args(["-c", "exec 3<&0; (read wait <&3; echo late) & echo early"])
             .stdin(Stdio::piped())
             .stdout(theirs)
             .spawn()
