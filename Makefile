@@ -68,7 +68,8 @@ $(OUT)/.built: programs $(STAGED) $(ARCHIVES)
 .PHONY: programs
 programs:
 	@$(STEP) "programs" cargo build --release \
-		-p shim -p cli -p vmm -p agent -p rootfs-builder
+		-p shim -p cli -p vmm -p rootfs-builder
+	@$(STEP) "agent" cargo build --profile guest --quiet -p agent --bin kata-rs-agent
 
 $(RELEASE)/%: programs ;
 
@@ -97,7 +98,7 @@ $(STAGE)/share/kata-rs/vmlinux-%: $(OUT)/kernel/vmlinux-%
 
 # Written only when its bytes change, so it is asked each time.
 $(STAGE)/share/kata-rs/guest.erofs: programs
-	@$(RELEASE)/rootfs-builder guest --agent $(RELEASE)/kata-rs-agent --out $@
+	@$(RELEASE)/rootfs-builder guest --agent $(OUT)/$(TRIPLE)/guest/kata-rs-agent --out $@
 
 $(IMAGES)/%.tar: rootfs-builder/src/image.rs rootfs-builder/src/layer.rs rootfs-builder/src/oci.rs | programs
 	@$(STEP) "image $*" $(RELEASE)/rootfs-builder oci --from $* --out $@ && touch $@

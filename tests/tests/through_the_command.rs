@@ -41,6 +41,14 @@ fn an_archive_runs_and_its_exit_code_comes_through() {
 }
 
 #[test]
+fn a_machine_outlives_the_threads_that_made_it() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    // A thread of the launcher that has nothing to do ends after ten seconds.
+    assert_eq!(sh(&[], "sleep 12; echo alive").success(), "alive\n");
+}
+
+#[test]
 fn flags_reach_the_container() {
     needs!(Kvm, Root, Stage);
     let _alone = alone();

@@ -20,7 +20,9 @@ pub struct Hello {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum HelloError {
     /// Not a hello line at all.
-    #[error("the guest's first line is not a hello of kata-rs-agent: is the guest image the one that belongs to this version?")]
+    #[error(
+        "the guest's first line is not a hello of kata-rs-agent: is the guest image the one that belongs to this version?"
+    )]
     NotHello,
     /// The agent speaks another version.
     #[error(

@@ -15,7 +15,7 @@
 
 mod hello;
 
-pub use hello::{Hello, HelloError, HELLO_LEN_MAX};
+pub use hello::{HELLO_LEN_MAX, Hello, HelloError};
 
 /// Host port that the agent connects to when it is ready.
 pub const CALL_PORT: u32 = 1024;
@@ -46,7 +46,7 @@ pub fn stream_number(header: [u8; 8]) -> u64 {
 }
 
 /// Messages of `proto/agent.proto`.
-#[allow(missing_docs, unsafe_code, clippy::all, clippy::unwrap_used, reason = "generated code")]
+#[allow(missing_docs, unsafe_code, warnings, clippy::all, clippy::unwrap_used, reason = "generated code")]
 #[rustfmt::skip]
 pub mod messages {
     include!(concat!(env!("OUT_DIR"), "/agent.rs"));
@@ -55,7 +55,7 @@ pub mod messages {
 use messages as agent;
 
 /// Client and service trait of `proto/agent.proto`.
-#[allow(missing_docs, unsafe_code, clippy::all, clippy::unwrap_used, reason = "generated code")]
+#[allow(missing_docs, unsafe_code, warnings, clippy::all, clippy::unwrap_used, reason = "generated code")]
 #[rustfmt::skip]
 pub mod service {
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
