@@ -2,16 +2,18 @@
 //!
 //! ```text
 //!   stream --splice--> pipe -> stdin          end of stream: the pipe is closed
-//!   stdout/stderr -> pipe --splice--> stream  end of pipe (last writer gone): half close
-//!   terminal master <--64 KiB reads--> two streams   EIO of the master is its end of file
+//!   stdout/stderr -> pipe --64 KiB reads--> stream  end of pipe (last writer gone): half close
+//!   terminal master <--16 KiB reads--> two streams   EIO of the master is its end of file
 //! ```
 //! Each direction is one task with one source and one sink, so a slow reader holds up its own process only: the pipe fills and the
 //! process waits. Nothing is lost at exit, as a pump ends at its source's end of file and not at the process's end; a child left in the
 //! background keeps the stream open until it, too, is gone, at the latest when the container is deleted.
 //!
 //! # Cost
-//! A system call in the guest may cost 30 us and more, so bulk is moved by splice(2), up to [`PIPE_BYTES`] for each call, without memory
-//! of our own. Pipes begin at the kernel's 64 KiB and are enlarged at the first sign of bulk.
+//! A system call in the guest may cost 30 us and more, and so does each vsock packet, so bulk moves in large pieces. Input is moved by
+//! splice(2), up to [`PIPE_BYTES`] for each call, without memory of our own. Output is not: a pipe holds pages, and vsock makes a packet
+//! of each page that is spliced to it. A buffer that is there while bytes move makes packets of 64 KiB instead.
+//! Pipes begin at the kernel's 64 KiB and are enlarged at the first sign of bulk.
 
 use std::{
     io,
@@ -35,6 +37,9 @@ pub const PIPE_BYTES: usize = 256 << 10;
 const BULK_BYTES: usize = 32 << 10;
 /// Buffer of a terminal's pump, alive only while bytes move. The line discipline hands out 4 KiB at a time.
 const TERMINAL_BYTES: usize = 16 << 10;
+/// Buffer of an output's pump, alive only while bytes move: the most that one vsock packet carries (VIRTIO_VSOCK_MAX_PKT_BUF_SIZE of
+/// include/linux/virtio_vsock.h).
+const OUTPUT_BYTES: usize = 64 << 10;
 /// Moves in a row before other tasks get their turn.
 const TURN_MOVES: u32 = 16;
 
@@ -54,7 +59,7 @@ pub fn output(stream: Socket) -> io::Result<(OwnedFd, impl Future<Output = ()> +
     let (source, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
     let source = non_blocking(source, Interest::READABLE)?;
     let pump = async move {
-        report("output", flow(&source, stream.ready(), source.get_ref()).await);
+        report("output", copy(&source, stream.ready(), OUTPUT_BYTES, Bulk::Enlarges).await);
         stream.finish_writing();
     };
     Ok((theirs, pump))
@@ -78,13 +83,13 @@ pub fn master(fd: OwnedFd) -> io::Result<Master> {
 
 /// Types what comes from the stream into the terminal. The stream's end types nothing: the process's terminal stays.
 pub async fn terminal_input(stream: Socket, master: Master) {
-    report("terminal input", copy(stream.ready(), &master).await);
+    report("terminal input", copy(stream.ready(), &master, TERMINAL_BYTES, Bulk::IsNoMatter).await);
 }
 
 /// Shows what the terminal prints until its last user is gone.
 pub async fn terminal_output(master: Master, stream: Option<Socket>) {
     if let Some(stream) = stream {
-        report("terminal output", copy(&master, stream.ready()).await);
+        report("terminal output", copy(&master, stream.ready(), TERMINAL_BYTES, Bulk::IsNoMatter).await);
         stream.finish_writing();
     } else {
         report("terminal output", discard(&master).await);
@@ -107,7 +112,7 @@ fn report(what: &str, outcome: io::Result<End>) {
 /// Moves everything, by splice where the kernel can.
 async fn flow(source: &AsyncFd<OwnedFd>, sink: &AsyncFd<OwnedFd>, pipe: &OwnedFd) -> io::Result<End> {
     match splice_all(source, sink, pipe).await? {
-        End::CannotSplice => copy(source, sink).await,
+        End::CannotSplice => copy(source, sink, TERMINAL_BYTES, Bulk::IsNoMatter).await,
         end => Ok(end),
     }
 }
@@ -167,23 +172,45 @@ fn ready_now(source: &AsyncFd<OwnedFd>, sink: &AsyncFd<OwnedFd>) -> io::Result<(
     Ok((!fds[0].revents().is_empty(), !fds[1].revents().is_empty()))
 }
 
-/// Moves everything through a buffer: for terminals, which cannot be spliced to a socket.
-async fn copy(source: &AsyncFd<OwnedFd>, sink: &AsyncFd<OwnedFd>) -> io::Result<End> {
+/// What a full read means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bulk {
+    /// The source is a pipe, and gets larger once.
+    Enlarges,
+    /// The source is what it is.
+    IsNoMatter,
+}
+
+/// Moves everything through a buffer that is there while bytes move.
+async fn copy(
+    source: &AsyncFd<OwnedFd>,
+    sink: &AsyncFd<OwnedFd>,
+    buffer_bytes: usize,
+    mut bulk: Bulk,
+) -> io::Result<End> {
     loop {
         let mut readable = tokio::select! {
             readable = source.readable() => readable?,
             _ = sink.ready(Interest::ERROR) => return Ok(End::Sink),
         };
-        let mut buffer = vec![0; TERMINAL_BYTES];
+        let mut buffer = vec![0; buffer_bytes];
         loop {
             match rustix::io::read(source, &mut buffer) {
                 // A master says EIO when the last user of its terminal is gone.
                 Ok(0) | Err(Errno::IO) => return Ok(End::Source),
-                Ok(count) => match write_all(sink, &buffer[..count]).await {
-                    Ok(()) => {}
-                    Err(error) if is_sink_gone(&error) => return Ok(End::Sink),
-                    Err(error) => return Err(error),
-                },
+                Ok(count) => {
+                    if count >= BULK_BYTES && bulk == Bulk::Enlarges {
+                        bulk = Bulk::IsNoMatter;
+                        // Refused only when the machine has little memory left, and then the small pipe does.
+                        let _ = fcntl_setpipe_size(source.get_ref(), PIPE_BYTES);
+                    }
+                    match write_all(sink, &buffer[..count]).await {
+                        Ok(()) => {}
+                        Err(error) if is_sink_gone(&error) => return Ok(End::Sink),
+                        Err(error) => return Err(error),
+                    }
+                    tokio::task::yield_now().await;
+                }
                 Err(Errno::AGAIN) => break readable.clear_ready(),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
