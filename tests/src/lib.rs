@@ -11,6 +11,7 @@ mod processes;
 pub mod pty;
 pub mod requirement;
 pub mod residue;
+pub mod rootfs;
 
 pub use command::{Finished, run, run_for};
 pub use containerd::Containerd;

@@ -31,10 +31,3 @@ pub fn workspace() -> PathBuf {
     let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     own.parent().map(PathBuf::from).unwrap_or(own)
 }
-
-/// A static busybox: from PATH, or out of Debian's busybox-static where `make deps` put it.
-pub fn static_busybox() -> anyhow::Result<PathBuf> {
-    let candidates = [workspace().join("target/stage/test/busybox"), "/bin/busybox".into(), "/usr/bin/busybox".into()];
-    let found = candidates.into_iter().find(|path| path.is_file());
-    found.ok_or_else(|| anyhow::anyhow!("no static busybox: run `make build`"))
-}

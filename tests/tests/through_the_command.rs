@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use tests::{Finished, Residue, command, needs, prefix, pty::Session, requirement::emulated, run};
+use tests::{Finished, Residue, command, needs, prefix, pty::Session, requirement::emulated, rootfs, run};
 
 /// Counting what is left behind allows nothing beside it.
 fn alone() -> MutexGuard<'static, ()> {
@@ -102,17 +102,15 @@ fn an_image_is_not_changed_by_a_run() {
 
 #[test]
 fn a_root_filesystem_folder_and_a_layout_folder_run_too() {
-    needs!(Kvm, Root, Stage, Program("tar"));
+    needs!(Kvm, Root, Stage);
     let _alone = alone();
     let layout = tempfile::Builder::new().prefix("kata-rs-layout-").tempdir().expect("a folder");
-    run(Command::new("tar").arg("-xf").arg(prefix::image("busybox")).arg("-C").arg(layout.path())).success();
+    rootfs::unpack_layout(&prefix::image("busybox"), layout.path()).expect("unpacked");
     assert_eq!(run_in(&[], layout.path(), &["echo", "layout"]).success(), "layout\n");
-    let rootfs = tempfile::Builder::new().prefix("kata-rs-rootfs-").tempdir().expect("a folder");
-    for folder in ["bin", "proc", "dev", "sys"] {
-        fs::create_dir(rootfs.path().join(folder)).expect("made");
-    }
-    fs::copy(prefix::static_busybox().expect("staged"), rootfs.path().join("bin/busybox")).expect("copied");
-    assert_eq!(run_in(&[], rootfs.path(), &["/bin/busybox", "echo", "folder"]).success(), "folder\n");
+    let folder = tempfile::Builder::new().prefix("kata-rs-rootfs-").tempdir().expect("a folder");
+    rootfs::unpack(&prefix::image("busybox"), folder.path()).expect("unpacked");
+    assert_eq!(run_in(&[], folder.path(), &["sh", "-c", "echo folder; touch /mark"]).success(), "folder\n");
+    assert!(!folder.path().join("mark").exists(), "the folder is not written to");
 }
 
 #[test]

@@ -71,9 +71,7 @@ async fn boot(n: usize) -> anyhow::Result<Boot> {
 async fn available_bytes(pod: &Pod, scratch: &std::path::Path) -> anyhow::Result<f64> {
     use tokio::io::AsyncReadExt;
     let rootfs = scratch.join("rootfs");
-    std::fs::create_dir_all(rootfs.join("bin"))?;
-    std::fs::create_dir_all(rootfs.join("proc"))?;
-    std::fs::copy(tests::prefix::static_busybox()?, rootfs.join("bin/busybox"))?;
+    tests::rootfs::unpack(&tests::prefix::image("busybox"), &rootfs)?;
     let oci = serde_json::from_value(serde_json::json!({
         "ociVersion": "1.1.0",
         "root": { "path": "rootfs" },
