@@ -35,7 +35,7 @@ impl Session {
         let name = ptsname(&master, Vec::new()).expect("named").into_string().expect("ASCII");
         let slave = || Stdio::from(File::options().read(true).write(true).open(&name).expect("opens"));
         let mut at_terminal = Command::new("setsid");
-        at_terminal.args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args());
+        at_terminal.arg("-c").arg(command.get_program()).args(command.get_args());
         command.get_envs().for_each(|(key, value)| {
             if let Some(value) = value {
                 at_terminal.env(key, value);

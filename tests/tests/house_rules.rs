@@ -13,7 +13,7 @@ const MAY_USE: [(&str, &[&str]); 8] = [
     ("vmm", &["vmm-virtio", "vmm-boot", "vmm-control"]),
     ("agent", &["agent-protocol", "container"]),
     ("pod", &["vmm-control", "agent-protocol"]),
-    ("shim", &["pod"]),
+    ("shim", &["pod", "agent-protocol"]),
     ("cli", &["pod", "vmm-control"]),
     ("tests", &["pod", "vmm-control"]),
     ("container", &[]),
