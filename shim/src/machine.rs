@@ -2,17 +2,23 @@
 //!
 //! The boot begins before containerd asks for a container, because it takes longer than everything else: the bundle that `start`
 //! runs in already says what machine is needed. `Create` then waits for the rest of it. A machine that is never asked for is stopped
-//! like any other; a boot that is under way then is dropped, and its record undone.
+//! like any other. A boot that is under way then is never dropped: it would go on taking things behind the back of whoever undoes them. It
+//! gets its time to come up; after that its processes are killed under it, of which it fails and undoes itself.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use agent_protocol::messages::StatsResponse;
 use async_trait::async_trait;
 use oci_spec::runtime::LinuxResources;
 use pod::{ContainerSpec, ErrorKind, ExecSpec, Exit, Pod, PodError, ProcessId, ProcessStreams};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use crate::refusal::Refusal;
+
+/// How long a boot that nobody wants any more may take to come up: a boot takes 0.1 to 0.4 s.
+const BOOT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long it may take to undo itself once its processes are dead.
+const UNDO_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The calls of a pod that this crate makes; the second implementation is the tests'.
 #[async_trait]
@@ -145,23 +151,33 @@ impl Machine {
     /// Stops the machine and undoes what it took, whatever state it is in. What remains is logged, and `shim delete` tries again.
     pub async fn stop(&self) {
         let launch = crate::containers::held(&self.launch).take();
-        if let Some(launch) = launch {
-            launch.abort();
-            let _ = launch.await;
+        if let Some(mut launch) = launch
+            && timeout(BOOT_PATIENCE, &mut launch).await.is_err()
+        {
+            log::warn!("the pod still boots after {BOOT_PATIENCE:?} and is not wanted any more: killing it");
+            self.undo_record().await;
+            if timeout(UNDO_PATIENCE, &mut launch).await.is_err() {
+                launch.abort();
+            }
         }
         let boot = self.boot.borrow().clone();
-        let outcome = match boot {
-            Boot::Up(pod) => pod.stop().await,
-            Boot::UnderWay | Boot::Failed(_) => {
-                let state_dir = self.state_dir.clone();
-                match tokio::task::spawn_blocking(move || pod::clean_up(&state_dir)).await {
-                    Ok(outcome) => outcome,
-                    Err(error) => return log::error!("the clean-up did not run: {error}"),
-                }
-            }
-        };
-        if let Err(error) = outcome {
-            log::error!("the pod is stopped, but not everything could be undone: {}", Refusal::from(error));
+        match boot {
+            Boot::Up(pod) => complain(pod.stop().await),
+            Boot::UnderWay | Boot::Failed(_) => self.undo_record().await,
         }
+    }
+
+    async fn undo_record(&self) {
+        let state_dir = self.state_dir.clone();
+        match tokio::task::spawn_blocking(move || pod::clean_up(&state_dir)).await {
+            Ok(outcome) => complain(outcome),
+            Err(error) => log::error!("the clean-up did not run: {error}"),
+        }
+    }
+}
+
+fn complain(outcome: Result<(), PodError>) {
+    if let Err(error) = outcome {
+        log::error!("the pod is stopped, but not everything could be undone: {}", Refusal::from(error));
     }
 }

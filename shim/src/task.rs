@@ -18,7 +18,7 @@ use oci_spec::runtime::Spec;
 use pod::{ErrorKind, HostMount, ProcessId, RootFs};
 use protobuf::well_known_types::any::Any;
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
 use ttrpc::{Result as TtrpcResult, r#async::Service, r#async::TtrpcContext};
 
 use crate::{
@@ -42,12 +42,14 @@ pub struct TaskService {
     containers: Arc<Containers>,
     group: Group,
     ended: Arc<Notify>,
+    /// Filled when the pod is stopped; a second `Shutdown` waits for the first.
+    down: Arc<OnceCell<()>>,
 }
 
 impl TaskService {
     /// A service for `containers`, reached at the socket of `group`.
     pub fn new(containers: Arc<Containers>, group: Group) -> Self {
-        Self { containers, group, ended: Arc::new(Notify::new()) }
+        Self { containers, group, ended: Arc::new(Notify::new()), down: Arc::default() }
     }
 
     /// The handlers under both of their names.
@@ -77,7 +79,12 @@ impl TaskService {
         Ok(outcome?)
     }
 
+    // Once: by the second time the socket's name may be another daemon's.
     async fn shut_down(self) {
+        self.down.get_or_init(|| self.take_down()).await;
+    }
+
+    async fn take_down(&self) {
         log::info!("the last container is gone; the pod is stopped");
         // First, so that a new pod of the same name does not find this one.
         self.group.remove_socket(true);

@@ -568,6 +568,31 @@ async fn a_pod_that_still_boots_can_be_shut_down() {
 }
 
 #[tokio::test]
+async fn a_boot_under_way_is_stopped_like_a_pod_that_is_up() {
+    let pod = Arc::new(FakePod::default());
+    let front: Arc<dyn PodFront> = Arc::clone(&pod) as _;
+    let slow = async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Ok(front)
+    };
+    let shim = Shim::start_with(pod, slow).await;
+    let shutdown = ShutdownRequest { id: "c".into(), ..ShutdownRequest::default() };
+    shim.task.shutdown(quick(), &shutdown).await.expect("answered");
+    assert!(*shim.pod.stopped.borrow(), "a boot that is dropped goes on taking what nobody undoes");
+}
+
+#[tokio::test]
+async fn a_second_shutdown_leaves_the_socket_of_the_next_daemon_alone() {
+    let shim = Shim::start().await;
+    let shutdown = ShutdownRequest { id: "c".into(), ..ShutdownRequest::default() };
+    shim.task.shutdown(quick(), &shutdown).await.expect("answered");
+    assert!(!shim.socket().exists());
+    let _next = std::os::unix::net::UnixListener::bind(shim.socket()).expect("the name is free");
+    shim.task.shutdown(quick(), &shutdown).await.expect("answered");
+    assert!(shim.socket().exists(), "the next daemon cannot be reached any more");
+}
+
+#[tokio::test]
 async fn bad_input_is_an_invalid_argument_with_its_object_named() {
     let shim = Shim::start().await;
     let request = CreateTaskRequest { id: "../c".into(), ..shim.create_request("c") };
