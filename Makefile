@@ -29,6 +29,7 @@ BENCH ?= cargo run --quiet --release -p tests --bin bench --
 
 # What the tests, the demo and the benchmark are told; they look nowhere else.
 export KATA_RS_PREFIX := $(abspath $(STAGE))
+export KATA_RS_TEST_VIRTIOFSD := $(abspath $(STAGE)/libexec/kata-rs/virtiofsd)
 export KATA_RS_IMAGES := $(abspath $(IMAGES))
 export KATA_RS_MACHINE := $(abspath $(MACHINE))
 export KATA_RS_ROOTFS_BUILDER := $(abspath $(RELEASE)/rootfs-builder)
