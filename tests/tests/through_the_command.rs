@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use tests::{Finished, Residue, command, needs, prefix, pty::Session, requirement::emulated, rootfs, run};
+use tests::{Finished, Residue, command, needs, prefix, pty::Session, rootfs, run};
 
 /// Counting what is left behind allows nothing beside it.
 fn alone() -> MutexGuard<'static, ()> {
@@ -220,107 +220,6 @@ fn the_host_of_the_tests_is_ready() {
     assert!(finished.stdout.contains("this host is ready"), "{}", finished.stdout);
 }
 
-/// A copy of the installation that a test may break; links, but for the files named.
-struct Broken {
-    folder: tempfile::TempDir,
-}
-
-impl Broken {
-    fn installation() -> Self {
-        let folder = tempfile::Builder::new().prefix("kata-rs-broken-").tempdir().expect("a folder");
-        run(Command::new("cp").arg("-r").arg(prefix::path()).arg(folder.path().join("p"))).success();
-        Self { folder }
-    }
-
-    fn file(&self, name: &str) -> std::path::PathBuf {
-        self.folder.path().join("p").join(name)
-    }
-
-    /// Runs `true`; it must fail within seconds, name the words, and leave nothing.
-    fn fails_naming(&self, words: &[&str]) {
-        let before = Residue::now();
-        let deadline = std::time::Duration::from_secs(if emulated() { 60 } else { 15 });
-        let mut command = kata_rs();
-        command
-            .env("KATA_RS_PREFIX", self.folder.path().join("p"))
-            .arg("run")
-            .arg(prefix::image("busybox"))
-            .arg("true");
-        let finished = tests::run_for(&mut command, deadline);
-        assert_eq!(finished.code(), 125, "{}", finished.stderr);
-        for word in words {
-            assert!(finished.stderr.contains(word), "{word:?} is not in: {}", finished.stderr);
-        }
-        before.assert_nothing_new();
-    }
-}
-
-const KERNELS: [&str; 2] = ["share/kata-rs/vmlinux-hw", "share/kata-rs/vmlinux-pvm"];
-
-#[test]
-fn a_missing_kernel_is_named() {
-    needs!(Kvm, Root, Stage);
-    let _alone = alone();
-    let broken = Broken::installation();
-    KERNELS.iter().for_each(|kernel| fs::remove_file(broken.file(kernel)).expect("there"));
-    broken.fails_naming(&["vmlinux"]);
-}
-
-#[test]
-fn a_truncated_kernel_is_named() {
-    needs!(Kvm, Root, Stage);
-    let _alone = alone();
-    let broken = Broken::installation();
-    for kernel in KERNELS {
-        File::truncate(&broken.file(kernel), 100_000);
-    }
-    broken.fails_naming(&["kernel"]);
-}
-
-#[test]
-fn a_kernel_of_noise_is_named() {
-    needs!(Kvm, Root, Stage);
-    let _alone = alone();
-    let broken = Broken::installation();
-    for kernel in KERNELS {
-        fs::write(broken.file(kernel), vec![0x5a; 1 << 20]).expect("written");
-    }
-    broken.fails_naming(&["vmlinux"]);
-}
-
-#[test]
-fn a_corrupt_guest_image_shows_the_guests_console() {
-    needs!(Kvm, Root, Stage);
-    let _alone = alone();
-    let broken = Broken::installation();
-    let image = broken.file("share/kata-rs/guest.erofs");
-    let mut bytes = fs::read(&image).expect("there");
-    // The superblock stays: the kernel mounts it and finds noise.
-    bytes[4096..].iter_mut().for_each(|byte| *byte ^= 0x5a);
-    fs::write(&image, bytes).expect("written");
-    broken.fails_naming(&["guest"]);
-}
-
-#[test]
-fn an_empty_guest_image_is_named() {
-    needs!(Kvm, Root, Stage);
-    let _alone = alone();
-    let broken = Broken::installation();
-    File::truncate(&broken.file("share/kata-rs/guest.erofs"), 0);
-    broken.fails_naming(&["guest.erofs"]);
-}
-
-#[test]
-fn a_missing_program_is_named() {
-    needs!(Kvm, Root, Stage);
-    let _alone = alone();
-    for program in ["libexec/kata-rs/kata-rs-vmm", "libexec/kata-rs/virtiofsd"] {
-        let broken = Broken::installation();
-        fs::remove_file(broken.file(program)).expect("there");
-        broken.fails_naming(&[program]);
-    }
-}
-
 #[test]
 fn an_image_that_is_none_is_named() {
     needs!(Kvm, Root, Stage);
@@ -346,12 +245,4 @@ fn a_missing_command_exits_with_127() {
     assert!(finished.stderr.contains("no-such-command"), "{}", finished.stderr);
     let finished = run_in(&[], &prefix::image("busybox"), &["/etc/passwd"]);
     assert_eq!(finished.code(), 126, "{}", finished.stderr);
-}
-
-struct File;
-
-impl File {
-    fn truncate(path: &Path, len: u64) {
-        fs::File::options().write(true).open(path).and_then(|file| file.set_len(len)).expect("truncated");
-    }
 }
