@@ -18,8 +18,8 @@ use crate::{ErrorKind, Exit, PodError, PodSpec, ProcessId, error::guest_text, ma
 /// From the start of the VMM to the agent's hello. A boot takes 0.1 to 0.4 s; a busy host is given its time. (Tests have less of it.)
 pub(crate) const HELLO_DEADLINE: Duration =
     if cfg!(test) { Duration::from_millis(700) } else { Duration::from_secs(10) };
-/// Ordinary calls.
-const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Ordinary calls. (Tests have less of it.)
+const CALL_DEADLINE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(10) };
 /// Making a container: mounts, cgroups, a new process, on a slow host.
 const CREATE_DEADLINE: Duration = Duration::from_secs(30);
 /// Switching off; the machine is stopped from outside after that.
@@ -28,6 +28,9 @@ pub(crate) const POWER_OFF_DEADLINE: Duration = Duration::from_secs(1);
 const WHY_DEADLINE: Duration = Duration::from_millis(500);
 /// Fresh bytes for the guest's random pool; the protocol allows 512.
 const ENTROPY_LEN: usize = 64;
+/// Most pids of a container that are passed on: as many as a Linux of few CPUs has (pid_max in proc(5)). A lying agent could send millions, each
+/// of which costs a message of its own on the way to containerd.
+pub(crate) const PIDS_MAX: usize = 32_768;
 /// Most of an agent's message that is passed on.
 const MESSAGE_CHARS_MAX: usize = 4096;
 
@@ -164,7 +167,10 @@ impl Agent {
     pub(crate) async fn pids(&self, container_id: &str) -> Result<Vec<u32>, PodError> {
         let request = container(container_id);
         let rpc = |client: AgentClient, context| async move { client.pids(context, &request).await };
-        self.call("list the processes", Some(CALL_DEADLINE), rpc).await.map(|answer| answer.pids)
+        let mut pids = self.call("list the processes", Some(CALL_DEADLINE), rpc).await?.pids;
+        pids.truncate(PIDS_MAX);
+        pids.shrink_to_fit();
+        Ok(pids)
     }
 
     pub(crate) async fn stats(&self, container_id: &str) -> Result<m::StatsResponse, PodError> {

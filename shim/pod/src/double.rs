@@ -221,6 +221,10 @@ enum Wish {
     Hang,
     /// `crash`: the machine dies when it is started.
     Crash,
+    /// `deaf`: signals to it, and its delete, are never answered.
+    Deaf,
+    /// `tombstone`: ends at once, and its delete is never answered.
+    Tombstone,
 }
 
 impl Wish {
@@ -234,6 +238,8 @@ impl Wish {
             ["missing"] => Self::Missing,
             ["hang"] => Self::Hang,
             ["crash"] => Self::Crash,
+            ["deaf"] => Self::Deaf,
+            ["tombstone"] => Self::Tombstone,
             _ => panic!("no such wish: {arguments:?}"),
         }
     }
@@ -268,6 +274,15 @@ impl FakeAgent {
     fn add(&self, key: Key, process: &serde_json::Value, stdio: m::Stdio) {
         let process = FakeProcess { wish: Wish::of(process), stdio, exit: watch::channel(None).0 };
         self.processes.lock().expect("whole").insert(key, process);
+    }
+
+    /// Waits for ever on behalf of a deaf process.
+    async fn deafness(&self, key: &Key) {
+        let deaf = |p: &FakeProcess| matches!(p.wish, Wish::Deaf | Wish::Tombstone);
+        let deaf = self.processes.lock().expect("whole").get(key).is_some_and(deaf);
+        if deaf {
+            std::future::pending::<()>().await;
+        }
     }
 
     fn exit_of(&self, key: &Key) -> ttrpc::Result<watch::Sender<Option<u32>>> {
@@ -325,6 +340,7 @@ impl Agent for FakeAgent {
         let take = |number| self.streams.lock().expect("whole").remove(&number);
         let (stdin, stdout) = (take(stdio.stdin), take(stdio.stdout));
         match wish {
+            Wish::Tombstone => drop(exit.send_replace(Some(0))),
             Wish::Exit(code) => drop(exit.send_replace(Some(code))),
             Wish::Cat => drop(tokio::spawn(async move {
                 let (mut stdin, mut stdout) = (stdin.expect("wanted"), stdout.expect("wanted"));
@@ -339,14 +355,21 @@ impl Agent for FakeAgent {
                 self.crash.notify_one();
                 std::future::pending::<()>().await;
             }
-            Wish::Sleep | Wish::Hang => {}
+            Wish::Sleep | Wish::Hang | Wish::Deaf => {}
         }
         Ok(m::StartResponse { pid: 43, ..Default::default() })
     }
 
     async fn signal(&self, _: &TtrpcContext, request: m::SignalRequest) -> ttrpc::Result<m::Empty> {
-        self.exit_of(&key(&request.process))?.send_replace(Some(128 + request.signal));
+        let exit = self.exit_of(&key(&request.process))?;
+        self.deafness(&key(&request.process)).await;
+        exit.send_replace(Some(128 + request.signal));
         Ok(m::Empty::new())
+    }
+
+    /// Far more than there can be.
+    async fn pids(&self, _: &TtrpcContext, _: m::ContainerRequest) -> ttrpc::Result<m::PidsResponse> {
+        Ok(m::PidsResponse { pids: (1..1_000_000).collect(), ..Default::default() })
     }
 
     async fn wait(&self, _: &TtrpcContext, request: m::WaitRequest) -> ttrpc::Result<m::WaitResponse> {
@@ -356,6 +379,7 @@ impl Agent for FakeAgent {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: m::DeleteRequest) -> ttrpc::Result<m::DeleteResponse> {
+        self.deafness(&key(&request.process)).await;
         let removed = self.processes.lock().expect("whole").remove(&key(&request.process));
         if removed.is_some() { Ok(m::DeleteResponse::new()) } else { status(ttrpc::Code::NOT_FOUND, "no such process") }
     }

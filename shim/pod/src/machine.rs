@@ -15,12 +15,14 @@ use tokio::{
 };
 use vmm_control::{Ending, FromMachine, Report, ToMachine, frame};
 
-use crate::{ErrorKind, PodError, process::Spawned};
+use crate::{ErrorKind, PodError, error::guest_text, process::Spawned};
 
 /// How long a VMM that has closed its control socket may take to end by itself, and the socket of one that has ended to run dry.
 const HANGUP_GRACE: Duration = Duration::from_secs(1);
 /// How long a machine may live without its file server: both end at about the same time, in any order.
 const SERVER_GRACE: Duration = Duration::from_secs(1);
+/// Most of the VMM's own words that is passed on: what a guest has taken over could say anything.
+const WORDS_CHARS_MAX: usize = 1024;
 /// How long a report may take.
 const REPORT_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -220,9 +222,11 @@ impl Conversation {
         match message {
             FromMachine::Booting { kvm, kernel } => log::debug!("booting the {kernel:?} kernel on {kvm:?} KVM"),
             FromMachine::Report(report) => drop(self.reports.pop_front().map(|reply| reply.send(report))),
-            FromMachine::Failed(failure) => {
-                self.gone(format!("the machine cannot be built ({}): {}", failure.step, failure.message))
-            }
+            FromMachine::Failed(failure) => self.gone(format!(
+                "the machine cannot be built ({}): {}",
+                vmm_words(&failure.step),
+                vmm_words(&failure.message)
+            )),
             FromMachine::Ended(ending) => self.gone(ending_sentence(&ending)),
         }
     }
@@ -290,9 +294,15 @@ fn ending_sentence(ending: &Ending) -> String {
         Ending::Stopped => "the machine was stopped".to_owned(),
         Ending::GuestReset => "the guest switched the machine off or reset it (a kernel panic ends so, too)".to_owned(),
         Ending::TripleFault => "the guest kernel crashed (triple fault)".to_owned(),
-        Ending::VcpuFault { vcpu, message } => format!("KVM could not go on with vCPU {vcpu}: {message}"),
-        Ending::DeviceFault { device, message } => format!("the device {device} failed: {message}"),
+        Ending::VcpuFault { vcpu, message } => format!("KVM could not go on with vCPU {vcpu}: {}", vmm_words(message)),
+        Ending::DeviceFault { device, message } => {
+            format!("the device {} failed: {}", vmm_words(device), vmm_words(message))
+        }
     }
+}
+
+fn vmm_words(text: &str) -> String {
+    guest_text(text.as_bytes(), WORDS_CHARS_MAX)
 }
 
 #[cfg(test)]
@@ -325,6 +335,17 @@ mod tests {
             .await;
         assert_eq!(&*machine.gone().await, "the machine cannot be built (kernel): not an ELF");
         assert_eq!(machine.report().await.expect_err("gone").kind, ErrorKind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn the_words_of_a_vmm_that_was_taken_over_are_fit_to_be_shown() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+        let machine = Machine::converse(ours, None);
+        let message = format!("{}\x1b]0;owned\x07", "x".repeat(100_000));
+        send(&mut theirs, &FromMachine::Ended(Ending::DeviceFault { device: "\x1b[2J".into(), message })).await;
+        let sentence = machine.gone().await;
+        assert!(!sentence.contains(char::is_control), "{sentence:?}");
+        assert!(sentence.len() < 2 * WORDS_CHARS_MAX, "{} bytes", sentence.len());
     }
 
     #[tokio::test]

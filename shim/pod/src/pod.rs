@@ -205,6 +205,11 @@ impl Pod {
                     Ok(pid)
                 }
                 Err(error) => {
+                    // Told to have failed, it must not run after all, however late.
+                    if error.kind == ErrorKind::DeadlineExceeded {
+                        let killed = pod.shared.agent.signal(&process, SIGKILL, !process.is_exec()).await;
+                        pod.given_up(&process, &killed).await;
+                    }
                     let exit = Exit { status: START_FAILED_STATUS, at: SystemTime::now(), oom_killed: false };
                     let _ = pod.apply(&process, Event::StartFailed(exit)).await;
                     Err(pod.explain(error).await)
@@ -214,11 +219,27 @@ impl Pod {
         .await
     }
 
-    /// Sends a signal to a process, or to all of its container.
+    /// Sends a signal to a process, or to all of its container. A guest that does not even answer to the SIGKILL of a container is given up, and
+    /// the machine's end is the container's.
     pub async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<(), PodError> {
         self.apply(process, Event::UseAsked).await?;
         let sent = self.shared.agent.signal(process, signal, all).await;
+        if signal == SIGKILL && self.given_up(process, &sent).await {
+            return Ok(());
+        }
         self.explained(sent).await
+    }
+
+    /// Gives the machine up when its agent is silent where a container must end: nothing else could end it any more, and the pod would never go.
+    /// An exec alone is not worth its pod.
+    async fn given_up<T>(&self, process: &ProcessId, answer: &Result<T, PodError>) -> bool {
+        let silent = matches!(answer, Err(error) if error.kind == ErrorKind::DeadlineExceeded);
+        if !silent || process.is_exec() {
+            return false;
+        }
+        self.shared.machine.condemn(format!("the agent in the guest is silent, and {process} has to end"));
+        self.shared.machine.gone().await;
+        true
     }
 
     /// Waits for the end of a process, or of the machine (status 137). Any number of callers.
@@ -256,7 +277,10 @@ impl Pod {
     }
 
     async fn end_at_gate(&self, process: &ProcessId) -> Result<(), PodError> {
-        self.shared.agent.signal(process, SIGKILL, true).await?;
+        let killed = self.shared.agent.signal(process, SIGKILL, true).await;
+        if !self.given_up(process, &killed).await {
+            killed?;
+        }
         let ended = tokio::time::timeout(GATE_KILL_DEADLINE, self.wait(process)).await;
         ended
             .map_err(|_| {
@@ -267,7 +291,12 @@ impl Pod {
 
     /// Both sides give up what a process holds; a dead machine holds nothing.
     async fn give_back(&self, process: &ProcessId) -> Result<(), PodError> {
-        match self.shared.agent.delete(process).await {
+        let deleted = self.shared.agent.delete(process).await;
+        // While others live, it can be tried again later.
+        if !self.ask(Order::AnythingAlive).await? {
+            self.given_up(process, &deleted).await;
+        }
+        match deleted {
             Ok(()) => {}
             Err(error) if error.kind == ErrorKind::NotFound => {}
             Err(_) if self.shared.machine.gone_already().is_some() => {}

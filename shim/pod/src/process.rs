@@ -24,11 +24,18 @@ pub(crate) struct Spawned {
 }
 
 impl Spawned {
-    /// Takes hold of a child that was just spawned; its pid cannot have been reused, as nobody has reaped it.
-    pub(crate) fn hold(what: &'static str, child: Child) -> io::Result<Self> {
-        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-        let pidfd = open_pidfd(pid)?;
-        Ok(Self { what, pid, pidfd, child: Mutex::new(child) })
+    /// Takes hold of a child that was just spawned; its pid cannot have been reused, as nobody has reaped it. One that cannot be held (no descriptor
+    /// is left) is killed: dropping a [`Child`] would let it run.
+    pub(crate) fn hold(what: &'static str, mut child: Child) -> io::Result<Self> {
+        let opened = i32::try_from(child.id()).map_err(io::Error::other).and_then(|pid| Ok((pid, open_pidfd(pid)?)));
+        match opened {
+            Ok((pid, pidfd)) => Ok(Self { what, pid, pidfd, child: Mutex::new(child) }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
     }
 
     /// What it is, for people.

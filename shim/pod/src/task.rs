@@ -29,6 +29,8 @@ pub(crate) enum Order {
     Exited(ProcessId, Exit),
     /// Where does a process stand?
     Look(ProcessId, oneshot::Sender<Result<State, PodError>>),
+    /// Does anything live?
+    AnythingAlive(oneshot::Sender<Result<bool, PodError>>),
     /// Tell the exit of a process, when there is one.
     Wait(ProcessId, oneshot::Sender<Result<Exit, PodError>>),
     /// Give everything up.
@@ -106,6 +108,7 @@ impl Task {
             Order::Apply(process, event, reply) => drop(reply.send(self.apply(&process, event))),
             Order::Exited(process, exit) => drop(self.apply(&process, Event::Exited(exit))),
             Order::Look(process, reply) => drop(reply.send(self.ledger.state(&process))),
+            Order::AnythingAlive(reply) => drop(reply.send(Ok(self.ledger.anything_alive()))),
             Order::Wait(process, reply) => {
                 self.waiters.entry(process.clone()).or_default().push(reply);
                 self.settle(&process);

@@ -197,6 +197,51 @@ async fn a_kill_does_not_queue_behind_a_create() {
 }
 
 #[tokio::test]
+async fn a_guest_that_is_silent_to_a_kill_is_given_up_and_its_containers_end() {
+    let (stage, pod) = pod().await;
+    create(&pod, &["deaf"]).await;
+    pod.start(&first()).await.expect("started");
+    assert_eq!(pod.signal(&first(), 15, false).await.expect_err("silence").kind, ErrorKind::DeadlineExceeded);
+    pod.signal(&first(), SIGKILL, true).await.expect("killed with the machine");
+    assert_eq!(pod.wait(&first()).await.expect("ended").status, 137);
+    assert!(pod.gone().await.contains("the agent in the guest is silent"), "{}", pod.gone().await);
+    assert_eq!(pod.delete(&first()).await.expect("needs no guest").status, 137);
+    pod.stop().await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_container_at_its_gate_in_a_silent_guest_can_be_deleted() {
+    let (stage, pod) = pod().await;
+    create(&pod, &["deaf"]).await;
+    assert_eq!(pod.delete(&first()).await.expect("deleted").status, 137);
+    pod.stop().await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_silent_delete_costs_the_machine_only_when_nobody_else_lives_in_it() {
+    let (stage, pod) = pod().await;
+    create(&pod, &["tombstone"]).await;
+    pod.create_container(container("c2", &["sleep"], StdioWanted::default())).await.expect("created");
+    pod.start(&first()).await.expect("started");
+    assert_eq!(pod.wait(&first()).await.expect("ended").status, 0);
+    assert_eq!(pod.delete(&first()).await.expect_err("silence").kind, ErrorKind::DeadlineExceeded);
+    pod.signal(&ProcessId::first("c2"), SIGKILL, true).await.expect("the machine is still there");
+    assert_eq!(pod.wait(&ProcessId::first("c2")).await.expect("ended").status, 137);
+    assert_eq!(pod.delete(&first()).await.expect("nobody is harmed").status, 0);
+    pod.stop().await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn an_agent_that_counts_a_million_processes_is_not_believed() {
+    let (_stage, pod) = pod().await;
+    create(&pod, &["sleep"]).await;
+    assert_eq!(pod.pids("c1").await.expect("told").len(), crate::agent::PIDS_MAX);
+}
+
+#[tokio::test]
 async fn the_agents_words_on_a_missing_command_pass_through() {
     let (_stage, pod) = pod().await;
     create(&pod, &["sleep"]).await;
