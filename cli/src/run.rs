@@ -84,9 +84,17 @@ pub fn main(flags: &Flags) -> i32 {
         Err(error) => Err(error.into()),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("kata-rs: {error:#}");
+        eprintln!("kata-rs: {}", sentence(&error));
         status_of(&error)
     })
+}
+
+/// The whole story. A pod's error tells its causes in its own words already.
+fn sentence(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<PodError>() {
+        Some(error) => error.to_string(),
+        None => format!("{error:#}"),
+    }
 }
 
 fn status_of(error: &anyhow::Error) -> i32 {
