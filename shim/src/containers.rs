@@ -174,9 +174,13 @@ impl Containers {
             process: new.process,
         };
         let streams = pod.add_exec(exec).await?;
-        let stdio = opened
-            .connect(streams)
-            .map_err(|error| Refusal::new(ErrorKind::Internal, format!("cannot copy the stdio of an exec: {error}")))?;
+        let stdio = match opened.connect(streams) {
+            Ok(stdio) => stdio,
+            Err(error) => {
+                let _ = pod.delete(&new.id).await;
+                return Err(Refusal::new(ErrorKind::Internal, format!("cannot copy the stdio of an exec: {error}")));
+            }
+        };
         let process = Process::new(new.id.clone(), container.bundle.clone(), new.stdio, stdio);
         self.publisher.publish(Event::ExecAdded(new.id));
         reservation.fill(process);
