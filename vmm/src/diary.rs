@@ -32,11 +32,12 @@ impl Log for Diary {
         let mut line = format!("kata-rs-vmm: {}: {}", record.level(), record.args());
         line.truncate(line.floor_char_boundary(LINE_MAX - 1));
         line.push('\n');
-        let stderr = std::io::stderr();
+        // Locked before it is asked: of two threads that find the same room in a pipe, the second would wait.
+        let mut stderr = std::io::stderr().lock();
         let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         if poll(&mut ready, Some(&at_once)).is_ok_and(|count| count > 0) {
-            let _ = stderr.lock().write_all(line.as_bytes());
+            let _ = stderr.write_all(line.as_bytes());
         }
     }
 

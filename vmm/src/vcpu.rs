@@ -146,11 +146,12 @@ impl Runner {
         match errno {
             libc::EINTR | libc::EAGAIN => {
                 self.exits.count(ExitReason::Interrupted);
-                if self.stop.load(Ordering::SeqCst) {
-                    return State::Ended(VcpuEnd::Stopped);
-                }
+                // In this order: a stop sets its flag before it kicks, so a kick that is cleared here has its flag seen below.
                 self.vcpu.clear_kick();
-                State::Running
+                match self.stop.load(Ordering::SeqCst) {
+                    true => State::Ended(VcpuEnd::Stopped),
+                    false => State::Running,
+                }
             }
             errno => {
                 self.exits.count(ExitReason::Failure);
