@@ -2,12 +2,13 @@
 //!
 //! PID 1 inherits every orphan of the machine, so it must wait for children it never made, and nobody else may wait: a second
 //! waiter could take a status that belongs to a container. A status whose owner has not come yet (a short process can be over before
-//! its pid is known) is kept for as long as somebody announces that a pid is coming ([`Reaper::expect`]); other statuses are orphans'.
+//! its pid is known) is kept for who had announced by then that a pid is coming ([`Reaper::expect`]); other statuses are orphans'.
+//! An announcement that came later is about another process, even if the kernel has given it the same number.
 //!
 //! When the service runs inside another process (tests), that process has children of its own: then only claimed pids are waited for.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -36,9 +37,18 @@ const UNKNOWN_STATUS: u32 = 255;
 #[derive(Default)]
 struct Table {
     owners: HashMap<u32, oneshot::Sender<u32>>,
-    /// Ended before they were claimed; empty while nobody expects a pid.
-    early: HashMap<u32, u32>,
-    expected: u32,
+    /// Ended before they were claimed, by pid; empty while nobody expects a pid.
+    early: HashMap<u32, Early>,
+    /// Serials of the expectations that live.
+    expected: BTreeSet<u64>,
+    next_serial: u64,
+}
+
+/// A status without an owner so far.
+struct Early {
+    status: u32,
+    /// Expectations below this serial were there when it came; later ones are about later processes.
+    before: u64,
 }
 
 /// Routes the statuses of children to their owners; clones share it.
@@ -49,7 +59,10 @@ pub struct Reaper {
 }
 
 /// A promise that a pid will be claimed soon; statuses are kept while it lives.
-pub struct Expectation(Reaper);
+pub struct Expectation {
+    reaper: Reaper,
+    serial: u64,
+}
 
 impl Reaper {
     /// A reaper that reaps nothing until [`Reaper::run`].
@@ -74,8 +87,11 @@ impl Reaper {
 
     /// To be called before a child is made whose pid will be claimed.
     pub fn expect(&self) -> Expectation {
-        self.table().expected += 1;
-        Expectation(self.clone())
+        let mut table = self.table();
+        let serial = table.next_serial;
+        table.next_serial += 1;
+        table.expected.insert(serial);
+        Expectation { reaper: self.clone(), serial }
     }
 
     fn reap(&self) {
@@ -117,7 +133,10 @@ impl Reaper {
         match table.owners.remove(&pid) {
             // An owner that gave up waiting is no loss.
             Some(owner) => drop(owner.send(status)),
-            None if table.expected > 0 => drop(table.early.insert(pid, status)),
+            None if !table.expected.is_empty() => {
+                let before = table.next_serial;
+                table.early.insert(pid, Early { status, before });
+            }
             None => log::trace!("reaped orphan {pid}: {status}"),
         }
     }
@@ -132,9 +151,12 @@ impl Expectation {
     pub fn claim(self, pid: u32) -> oneshot::Receiver<u32> {
         let (sender, receiver) = oneshot::channel();
         let early = {
-            let mut table = self.0.table();
-            match table.early.remove(&pid) {
-                Some(status) => Some((sender, status)),
+            let mut table = self.reaper.table();
+            match table.early.get(&pid).filter(|early| self.serial < early.before).map(|early| early.status) {
+                Some(status) => {
+                    table.early.remove(&pid);
+                    Some((sender, status))
+                }
                 None => {
                     table.owners.insert(pid, sender);
                     None
@@ -144,7 +166,7 @@ impl Expectation {
         match early {
             Some((sender, status)) => drop(sender.send(status)),
             // Its SIGCHLD may have been handled before the claim.
-            None if self.0.family == Family::Claimed => self.0.reap_one(pid),
+            None if self.reaper.family == Family::Claimed => self.reaper.reap_one(pid),
             None => {}
         }
         receiver
@@ -153,11 +175,11 @@ impl Expectation {
 
 impl Drop for Expectation {
     fn drop(&mut self) {
-        let mut table = self.0.table();
-        table.expected -= 1;
-        if table.expected == 0 {
-            table.early = HashMap::new();
-        }
+        let mut table = self.reaper.table();
+        table.expected.remove(&self.serial);
+        // What no living expectation can claim any more is an orphan's.
+        let oldest = table.expected.first().copied();
+        table.early.retain(|_, early| oldest.is_some_and(|oldest| oldest < early.before));
     }
 }
 
@@ -218,6 +240,32 @@ mod tests {
         assert_eq!(reaper.table().early.len(), 1, "76 ended while nobody expected a pid");
         drop(expectation);
         assert!(reaper.table().early.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_pid_that_is_used_again_does_not_get_the_status_of_its_predecessor() {
+        let reaper = Reaper::new(Family::Everybody);
+        let long = reaper.expect();
+        reaper.ended(77, 5);
+        let mut successor = reaper.expect().claim(77);
+        assert!(successor.try_recv().is_err(), "the new 77 lives");
+        reaper.ended(77, 6);
+        assert_eq!(successor.await, Ok(6));
+        drop(long);
+    }
+
+    #[tokio::test]
+    async fn statuses_are_forgotten_with_the_last_that_could_claim_them_however_many_follow() {
+        let reaper = Reaper::new(Family::Everybody);
+        let mut living = reaper.expect();
+        for pid in 1..1000 {
+            reaper.ended(pid, 0);
+            // Somebody expects a pid at any time.
+            let next = reaper.expect();
+            drop(std::mem::replace(&mut living, next));
+        }
+        assert_eq!(reaper.table().early.len(), 0);
+        drop(living);
     }
 
     #[tokio::test]
