@@ -4,7 +4,8 @@
 //! the call, and while the host reads the hello the mounts. The kernel has mounted /dev (CONFIG_DEVTMPFS_MOUNT) and opened the console.
 //! Containers bring mounts of their own, so the guest itself has only what the agent and they need.
 //!
-//! What is deliberately absent: cgroup controllers, which are enabled on the way to each container's cgroup, and `oom_score_adj`. The kernel never picks PID 1 (`oom_unkillable_task`, mm/oom_kill.c), and a value of ours
+//! What is deliberately absent: cgroup controllers, which are enabled on the way to each container's cgroup, and `oom_score_adj`. The
+//! kernel never picks PID 1 (`oom_unkillable_task`, mm/oom_kill.c), and a value of ours
 //! would be inherited by every container.
 
 use std::{fs, io, path::Path};

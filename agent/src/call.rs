@@ -66,7 +66,7 @@ pub async fn serve(service: Service, connection: OwnedFd) -> Result<(), CallErro
     let ended = Arc::new(Notify::new());
     let farewell = service.farewell();
     let line = Line { socket: Socket::new(connection).map_err(CallError::Serve)?, ended: ended.clone(), farewell };
-    // A listener that yields this one connection; pending for ever after, as its end would end the server's task.
+    // A listener that yields this one connection and then ends, and with it the server's accepting; the connection's task goes on.
     let once = futures::stream::once(async { Ok(line) });
     let mut server = Server::new().add_listener(Listener::new(once)).register_service(create_agent(Arc::new(service)));
     server.start().await.map_err(CallError::Server)?;

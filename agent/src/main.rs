@@ -59,7 +59,12 @@ async fn serve(call: call::Call) -> anyhow::Result<()> {
     let service = Service::start(Home::machine(), stages.clone())?;
     // While the host reads our hello.
     tokio::task::spawn_blocking(move || stages.warm_up());
-    tokio::spawn(service.streams().accept_from(call.streams));
+    let accepting = service.streams().accept_from(call.streams);
+    tokio::spawn(async move {
+        if let Err(error) = accepting.await {
+            log::error!("no process gets stdio any more, the stream listener broke: {error}");
+        }
+    });
     let served = call::serve(service.clone(), call.connection).await;
     service.end().await;
     Ok(served?)

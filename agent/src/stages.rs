@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -17,7 +17,7 @@ use container::{
     StageError, StdioFds, TerminalSize, plan, plan_exec, plan_limits,
 };
 use oci_spec::runtime::{LinuxResources, Process, Spec};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, pidfd_send_signal};
 
 use crate::{
     refusal::{Refusal, with_sources},
@@ -125,7 +125,7 @@ impl Container for Contained {
         let gate = self.gate.lock().expect("no code panics while it holds this lock").take();
         let what = format!("container {:?}", self.plan.id);
         let gate = gate.ok_or_else(|| Refusal::failed(format!("start {what}"), "its gate was opened before"))?;
-        gate.start().map_err(|error| of_stage(&what, error))
+        gate.start().map_err(|error| ended_by(error, self.pidfd.as_fd(), &what))
     }
 
     fn exec(&self, process: &Process, stdio: ProcessStdio) -> Result<Spawned, Refusal> {
@@ -134,8 +134,8 @@ impl Container for Contained {
         let stdio = fds(stdio).map_err(|error| Refusal::failed("open /dev/null", error))?;
         let target = ContainerHandle { init_pid: self.init_pid, pidfd: self.pidfd.as_fd(), cgroup: &self.cgroup };
         let created = self.spare.take()?.exec(&target, &plan, stdio).map_err(|error| of_stage(&what(), error))?;
-        let (pid, _pidfd, master, gate) = split(created);
-        gate.start().map_err(|error| of_stage(&what(), error))?;
+        let (pid, pidfd, master, gate) = split(created);
+        gate.start().map_err(|error| ended_by(error, pidfd.as_fd(), &what()))?;
         Ok(Spawned { pid, master })
     }
 
@@ -227,6 +227,15 @@ fn of_stage(what: &str, error: StageError) -> Refusal {
         Some(FailureKind::Other) | None => return Refusal::failed(format!("make {what}"), error),
     };
     Refusal::NotRunnable { what: what.to_owned(), status, source: error.into() }
+}
+
+/// Why a process was not started. One that only did not answer in time would become its program later, when nobody knows it any more.
+fn ended_by(error: StageError, process: BorrowedFd<'_>, what: &str) -> Refusal {
+    if error.failure().is_none() {
+        // It may have ended already, and then there is nothing left to do.
+        let _ = pidfd_send_signal(process, Signal::KILL);
+    }
+    of_stage(what, error)
 }
 
 fn of_cgroup(what: &str, error: CgroupError) -> Refusal {
