@@ -1,6 +1,9 @@
 //! `kata-rs run`: one container in one machine, in the foreground.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -73,6 +76,8 @@ const STATUS_OURS: i32 = 125;
 const STATUS_NOT_EXECUTABLE: i32 = 126;
 /// The command is not there.
 const STATUS_NOT_FOUND: i32 = 127;
+/// How long output may still take once the caller wants an end.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 /// The command's only container.
 const CONTAINER_ID: &str = "main";
 
@@ -80,7 +85,12 @@ const CONTAINER_ID: &str = "main";
 pub fn main(flags: &Flags) -> i32 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(flags)),
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(flags));
+            // Not dropped: that would wait for output that nobody reads.
+            runtime.shutdown_background();
+            outcome
+        }
         Err(error) => Err(error.into()),
     };
     outcome.unwrap_or_else(|error| {
@@ -174,9 +184,26 @@ async fn run_in(pod: &Pod, container: ContainerSpec, flags: &Flags, moments: &mu
         }
     };
     moments.mark("container ended");
-    tokio::task::spawn_blocking(move || copying.drain()).await.context("the last output could not be written")?;
+    drained(copying, &mut signals).await?;
     drop(raw);
     Ok(i32::try_from(exit.status).unwrap_or(STATUS_OURS))
+}
+
+/// Waits until all output is written. With no process left to pass them to, signals are for us: output that a reader does not take, or that
+/// a guest does not end, is waited for a little longer then, and given up.
+async fn drained(copying: Copying, signals: &mut Signals) -> anyhow::Result<()> {
+    let mut draining = tokio::task::spawn_blocking(move || copying.drain());
+    let drained = tokio::select! {
+        drained = &mut draining => drained,
+        () = signals.told_to_end() => match tokio::time::timeout(DRAIN_PATIENCE, draining).await {
+            Ok(drained) => drained,
+            Err(_) => {
+                eprintln!("kata-rs: the last output was given up\r");
+                return Ok(());
+            }
+        },
+    };
+    drained.context("the last output could not be written")
 }
 
 /// What the caller's terminal or init system tells the command.
@@ -214,6 +241,10 @@ impl Signals {
             streams.push((u32::try_from(number).ok(), signal(SignalKind::from_raw(number))?));
         }
         Ok(Self { streams })
+    }
+
+    async fn told_to_end(&mut self) {
+        while matches!(self.next().await, Event::Resized) {}
     }
 
     async fn next(&mut self) -> Event {
@@ -287,5 +318,31 @@ fn overlay(lower: &Path, writes: &Writes) -> HostMount {
         fs_type: "overlay".to_owned(),
         source: "overlay".to_owned(),
         options: vec![option("lowerdir", lower), option("upperdir", &writes.upper), option("workdir", &writes.work)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::signal::{Signal, raise};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn output_that_never_ends_is_given_up_when_the_caller_wants_an_end() {
+        let mut signals = Signals::listen().expect("listening");
+        let (ours, unending) = UnixStream::pair().expect("a pair");
+        let streams = pod::ProcessStreams { stdout: Some(ours), ..Default::default() };
+        let copying = Copying::start(streams).expect("copying");
+        raise(Signal::SIGWINCH).expect("raised");
+        let waiting = drained(copying, &mut signals);
+        tokio::pin!(waiting);
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut waiting).await;
+        assert!(early.is_err(), "a new size of the terminal ends nothing");
+        raise(Signal::SIGTERM).expect("raised");
+        tokio::time::timeout(DRAIN_PATIENCE * 3, waiting).await.expect("in time").expect("given up");
+        // The runtime waits for the thread otherwise, which waits for this.
+        drop(unending);
     }
 }
