@@ -23,6 +23,11 @@ use std::time::{Duration, Instant};
 
 /// How long a freeze or the death of a killed container may take. Processes in uninterruptible sleep are what takes long.
 pub const EVENT_DEADLINE: Duration = Duration::from_secs(10);
+/// Most levels of cgroups that a container may make below its own. A nested orchestrator needs ten; a tree without a bound would
+/// outgrow path names, the stack of who walks it, and with that PID 1.
+pub const DEPTH_MAX: u32 = 32;
+/// Most cgroups that a container may make below its own: each costs the guest's kernel memory and whoever walks the tree time.
+pub const DESCENDANTS_MAX: u32 = 4096;
 
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +84,8 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes `path` below `root` (where the cgroup2 tree is mounted), with every controller that `root` has handed down to it.
+    /// Makes `path` below `root` (where the cgroup2 tree is mounted), with every controller that `root` has handed down to it, and
+    /// room for [`DEPTH_MAX`] levels and [`DESCENDANTS_MAX`] cgroups of the container's own.
     ///
     /// # Errors
     /// The directory cannot be made, or a controller not be enabled.
@@ -96,7 +102,11 @@ impl Cgroup {
             }
         }
         let directory = open_directory(&at)?;
-        Ok(Self { path: at, root: root.to_owned(), directory })
+        let cgroup = Self { path: at, root: root.to_owned(), directory };
+        // Files of the top of a container's view are not the container's to write (nsdelegate), so these hold.
+        cgroup.write("cgroup.max.depth", &DEPTH_MAX.to_string())?;
+        cgroup.write("cgroup.max.descendants", &DESCENDANTS_MAX.to_string())?;
+        Ok(cgroup)
     }
 
     /// Where it is.

@@ -2,7 +2,7 @@
 //!
 //! Limits are tested where controllers are, in the guest; here only what every cgroup2 tree has.
 
-use container::cgroup::{Access, DeviceProgram, DeviceRule};
+use container::cgroup::{Access, DEPTH_MAX, DeviceProgram, DeviceRule};
 use container::{Cgroup, exit_status};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -40,6 +40,19 @@ fn needs_root_a_frozen_cgroup_says_so_when_it_is_and_thaws() {
     cgroup.kill().expect("killed");
     assert_eq!(exit_status(child.wait().expect("ended")), 137);
     cgroup.remove().expect("removed");
+}
+
+#[test]
+fn needs_root_a_container_cannot_bury_its_processes_deeper_than_can_be_walked() {
+    let Some(cgroup) = made("depth") else { return };
+    let mut at = cgroup.path().to_owned();
+    let made = (0..2 * DEPTH_MAX).take_while(|_| {
+        at.push("d");
+        std::fs::create_dir(&at).is_ok()
+    });
+    assert_eq!(made.count(), DEPTH_MAX as usize);
+    assert!(cgroup.procs().expect("walked").is_empty());
+    cgroup.remove().expect("removed with all that is below");
 }
 
 #[test]
