@@ -243,6 +243,10 @@ impl Planned {
                 .spawn_scoped(scope, || self.ready.vm.set_memory(memory.mapped()))
                 .map_err(|error| BootError::Resources("a thread", error))?;
             memory.load(&self.image, &self.ready.kernel)?;
+            if self.ready.kind == KvmKind::Pvm {
+                let start = self.image.kernel.iter().map(|copy| copy.address).min();
+                memory.map_ahead(start.unwrap_or_default());
+            }
             Ok::<_, BootError>(shown.join().expect("it cannot panic: panics end the process")?)
         })?;
         self.ready.vcpus[0].set_boot_state(&self.image.cpu)?;

@@ -42,6 +42,7 @@ mod control;
 mod cpuid;
 mod devices;
 mod diary;
+mod early_memory;
 mod event;
 mod exits;
 mod harden;

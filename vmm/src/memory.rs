@@ -1,16 +1,21 @@
 //! Guest memory: one memfd, mapped once, shared with KVM and with file servers.
 //!
 //! One file, so that a snapshot is a file and a clone a private mapping of it. Sealed against shrinking, so that no holder of a
-//! descriptor can turn an access of ours into SIGBUS. Nothing is touched ahead of the guest: a page that the guest does not
-//! use costs nothing. The mapping stands between inaccessible guard pages: an access that runs over an end faults.
+//! descriptor can turn an access of ours into SIGBUS. Nothing is touched ahead of the guest but what every
+//! boot touches (see [`early_memory`]): a page that the guest does not use costs nothing. The mapping stands between inaccessible guard pages: an access that runs over an end faults.
 
-use std::{fs::File, io, os::fd::AsFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fstat, ftruncate, memfd_create, seek, sendfile};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use rustix::io::Errno;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_boot::{BootImage, Copy, MemoryLayout};
 
-use crate::sys;
+use crate::{early_memory, sys};
 
 /// Why there is no guest memory, or not all in it.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +54,7 @@ impl Memory {
     pub fn new(layout: MemoryLayout) -> Result<Self, MemoryError> {
         let len: u64 = layout.ranges().iter().map(|range| range.len).sum();
         let failed = |operation| move |source: io::Error| MemoryError::File { operation, mib: len >> 20, source };
-        let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(|error| failed("memfd_create")(error.into()))?;
+        let file = memory_file().map_err(|error| failed("memfd_create")(error.into()))?;
         ftruncate(&file, len).map_err(|error| failed("ftruncate")(error.into()))?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(|error| failed("sealing")(error.into()))?;
@@ -80,6 +84,18 @@ impl Memory {
                 .map_err(|error| MemoryError::Piece(piece.name, error))?;
         }
         image.kernel.iter().try_for_each(|copy| self.copy_from(kernel, copy)).map_err(MemoryError::Copy)
+    }
+
+    /// Maps what the guest's kernel is going to touch anyway. Without effect on hosts before Linux 5.14.
+    pub fn map_ahead(&self, kernel_start: u64) {
+        let total = self.layout.ranges().iter().map(|range| range.len).sum();
+        for range in early_memory::stretches(self.layout.low(), total, kernel_start) {
+            let len = usize::try_from(range.len).unwrap_or(0);
+            if let Ok(slice) = self.mapped.get_slice(GuestAddress(range.start), len) {
+                // The guest then touches the pages one by one, which works as well.
+                let _ = sys::map_ahead(&slice);
+            }
+        }
     }
 
     /// Copies a stretch of a file. Through the memory file and not through the mapping: the kernel copies page to page, without
@@ -116,11 +132,20 @@ impl Memory {
     }
 }
 
+/// A sealable file that nobody can execute: hosts may refuse any other (vm.memfd_noexec). Before Linux 6.3 there is no such kind.
+fn memory_file() -> Result<OwnedFd, Errno> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match memfd_create("guest-memory", flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create("guest-memory", flags),
+        outcome => outcome,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::GuestMemoryRegion;
 
     use super::*;
 
@@ -130,6 +155,16 @@ mod tests {
         assert_eq!(memory.touched_bytes(), 0);
         memory.mapped().write_obj(1u8, GuestAddress(0x20_0000)).expect("inside");
         assert_eq!(memory.touched_bytes(), 4096);
+    }
+
+    #[test]
+    fn nobody_can_execute_guest_memory() {
+        let memory = Memory::new(MemoryLayout::new(16 << 20)).expect("memory");
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let version: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
+        if version >= vec![6, 3] {
+            assert_eq!(fstat(&memory.file).expect("a file").st_mode & 0o111, 0);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, mmap::MmapRegionBuilder};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, VolatileSlice, mmap::MmapRegionBuilder};
 use vmm_boot::MemoryRange;
 use vmm_control::FdNumber;
 use vmm_sys_util::{
@@ -113,6 +113,16 @@ impl Inherited {
             first = fd.saturating_add(1);
         }
         Ok(())
+    }
+}
+
+/// Backs and maps a stretch of guest memory (madvise(2), MADV_POPULATE_WRITE), which must begin at a page.
+pub fn map_ahead(slice: &VolatileSlice<'_>) -> io::Result<()> {
+    let guard = slice.ptr_guard_mut();
+    // SAFETY: the slice borrows a live mapping, and this advice changes no byte of it: it only makes the pages present.
+    match unsafe { libc::madvise(guard.as_ptr().cast(), slice.len(), libc::MADV_POPULATE_WRITE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
