@@ -29,7 +29,9 @@ impl Installation {
     /// The installation of the running binary (`PREFIX/bin/<binary>`), or of KATA_RS_PREFIX. Files are looked at when they are needed.
     pub fn find() -> Result<Self, PodError> {
         if let Some(prefix) = std::env::var_os(PREFIX_VARIABLE).filter(|p| !p.is_empty()) {
-            return Ok(Self::at(Path::new(&prefix)));
+            // Programs are started from another folder than ours.
+            let prefix = std::path::absolute(&prefix).map_err(|e| PodError::host("cannot tell where we are", e))?;
+            return Ok(Self::at(&prefix));
         }
         let binary = std::env::current_exe()
             .map_err(|e| PodError::host("cannot tell where this binary is (/proc/self/exe)", e))?;
