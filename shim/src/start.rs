@@ -12,7 +12,7 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use crate::{
@@ -71,7 +71,11 @@ pub fn run(arguments: &Arguments) -> Result<(), StartError> {
     if let Some(socket) = &bootstrap.arguments.socket {
         group.socket.clone_from(socket);
     }
-    find_or_spawn(&group, &bootstrap, &bundle)?;
+    let spawned = find_or_spawn(&group, &bootstrap, &bundle)?;
+    tell(&group, &bootstrap, &bundle).inspect_err(|_| spawned.into_iter().for_each(|daemon| take_back(daemon, &group)))
+}
+
+fn tell(group: &Group, bootstrap: &Bootstrap, bundle: &Path) -> Result<(), StartError> {
     let file = bundle.join("address");
     write_address(&file, &group.address())
         .map_err(|error| StartError::AddressFile(file.display().to_string(), error))?;
@@ -79,11 +83,22 @@ pub fn run(arguments: &Arguments) -> Result<(), StartError> {
     out.write_all(&bootstrap.answer(&group.address())).and_then(|()| out.flush()).map_err(StartError::Answer)
 }
 
-fn find_or_spawn(group: &Group, bootstrap: &Bootstrap, bundle: &Path) -> Result<(), StartError> {
+// A daemon that containerd was not told of would be nobody's, and so would the machine that it boots.
+fn take_back(mut daemon: Child, group: &Group) {
+    let _ = daemon.kill();
+    let _ = daemon.wait();
+    group.remove_socket(false);
+    if let Err(error) = pod::clean_up(&group.state_dir) {
+        eprintln!("{error}");
+    }
+}
+
+/// The daemon, if it was not there before.
+fn find_or_spawn(group: &Group, bootstrap: &Bootstrap, bundle: &Path) -> Result<Option<Child>, StartError> {
     let socket = group.socket.display().to_string();
     let _lock = group.lock().map_err(|error| StartError::SocketFolder(socket.clone(), error))?;
     match UnixStream::connect(&group.socket) {
-        Ok(_) => return Ok(()),
+        Ok(_) => return Ok(None),
         // A socket nobody listens to is what a killed daemon left.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(&group.socket).map_err(|error| StartError::Bind(socket.clone(), error))?;
@@ -94,7 +109,7 @@ fn find_or_spawn(group: &Group, bootstrap: &Bootstrap, bundle: &Path) -> Result<
         return Err(StartError::PodGone(group.id.clone()));
     }
     let listener = bind(&group.socket).map_err(|error| StartError::Bind(socket, error))?;
-    spawn(bootstrap, bundle, listener).inspect_err(|_| {
+    spawn(bootstrap, bundle, listener).map(Some).inspect_err(|_| {
         let _ = fs::remove_file(&group.socket);
     })
 }
@@ -105,7 +120,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn spawn(bootstrap: &Bootstrap, bundle: &Path, listener: UnixListener) -> Result<(), StartError> {
+fn spawn(bootstrap: &Bootstrap, bundle: &Path, listener: UnixListener) -> Result<Child, StartError> {
     let myself = "/proc/self/exe";
     let failed = |error| StartError::Spawn(myself.to_owned(), error);
     let (mut ready, said) = io::pipe().map_err(failed)?;
@@ -124,13 +139,17 @@ fn spawn(bootstrap: &Bootstrap, bundle: &Path, listener: UnixListener) -> Result
     if let Some(address) = &bootstrap.ttrpc_address {
         command.env("TTRPC_ADDRESS", address);
     }
-    command.spawn().map_err(failed)?;
+    let mut daemon = command.spawn().map_err(failed)?;
     // Our own copy of the pipe's other end must go, or its end would never be seen.
     drop(command);
     let mut words = Vec::new();
     let read = ready.by_ref().take(COMPLAINT_LEN_MAX).read_to_end(&mut words);
+    if words == READY {
+        return Ok(daemon);
+    }
+    let _ = daemon.kill();
+    let _ = daemon.wait();
     match read {
-        Ok(_) if words == READY => Ok(()),
         Ok(_) => Err(StartError::NotReady(String::from_utf8_lossy(&words).trim().to_owned())),
         Err(error) => Err(StartError::Spawn(myself.to_owned(), error)),
     }

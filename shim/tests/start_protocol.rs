@@ -238,6 +238,16 @@ fn a_daemon_that_does_not_answer_is_killed_by_delete() {
 }
 
 #[test]
+fn a_start_that_cannot_tell_its_address_takes_its_daemon_back() {
+    let host = Host::new();
+    let bundle = host.bundle("c", ALONE);
+    fs::create_dir(bundle.join(".address")).expect("in the way");
+    let output = host.start(&bundle, "c", b"");
+    assert!(!output.status.success(), "{output:?}");
+    assert!(host.sockets().is_empty(), "a daemon that nobody knows still listens");
+}
+
+#[test]
 fn info_and_version_need_no_containerd() {
     let shim = || Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-rs-v2"));
     let info = shim().arg("-info").stdin(Stdio::null()).output().expect("ran");
