@@ -166,23 +166,21 @@ fn a_folder_of_the_host_can_be_mounted() {
 fn a_task_in_the_background_takes_execs_and_signals() {
     needs!(Kvm, Root, Stage, Program("containerd"));
     let host = host();
-    let before = Residue::now();
-    let id = host.containerd.fresh_id();
-    let ctr = |words: &[&str]| host.containerd.run(words);
-    ctr(&[
-        "run",
-        "-d",
-        "--runtime",
-        RUNTIME,
-        &host.busybox,
-        &id,
-        "sh",
-        "-c",
-        "trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done",
-    ])
-    .success();
+    for image in [&host.busybox, &host.python] {
+        let before = Residue::now();
+        background(&host.containerd, image);
+        before.assert_nothing_new();
+    }
+}
+
+fn background(containerd: &Containerd, image: &str) {
+    let id = containerd.fresh_id();
+    let ctr = |words: &[&str]| containerd.run(words);
+    let script = "trap 'exit 9' TERM; while :; do sleep 0.1; done";
+    ctr(&["run", "-d", "--runtime", RUNTIME, image, &id, "sh", "-c", script]).success();
     assert!(ctr(&["task", "ls"]).success().contains("RUNNING"));
-    assert_eq!(ctr(&["task", "exec", "--exec-id", "one", &id, "sh", "-c", "echo inside; exit 7"]).code(), 7);
+    let exit = ctr(&["task", "exec", "--exec-id", "one", &id, "sh", "-c", "echo inside; exit 7"]);
+    assert_eq!((exit.code(), exit.stdout.as_str()), (7, "inside\n"), "{}", exit.stderr);
     let printed = ctr(&["task", "exec", "--exec-id", "two", &id, "cat", "/proc/1/cmdline"]).success();
     assert!(printed.starts_with("sh\0-c\0trap"), "{printed:?}");
     let missing = ctr(&["task", "exec", "--exec-id", "three", &id, "no-such-command"]);
@@ -190,10 +188,8 @@ fn a_task_in_the_background_takes_execs_and_signals() {
     assert!(ctr(&["task", "ps", &id]).success().lines().count() >= 2);
     assert!(ctr(&["task", "metrics", &id]).success().contains("memory"), "metrics");
     ctr(&["task", "kill", "--signal", "SIGTERM", &id]).success();
-    assert_eq!(wait_until_stopped(&host.containerd, &id), 9);
-    ctr(&["task", "rm", &id]);
+    assert_eq!(wait_until_stopped(containerd, &id), 9);
     ctr(&["container", "rm", &id]).success();
-    before.assert_nothing_new();
 }
 
 /// Deletes the task when it has stopped, and returns its exit code.
@@ -232,15 +228,17 @@ fn pause_stops_a_container_and_resume_lets_it_go_on() {
 fn a_terminal_works_through_ctr() {
     needs!(Kvm, Root, Stage, Program("containerd"), Program("setsid"));
     let host = host();
-    let id = host.containerd.fresh_id();
-    let words = host.containerd.container_arguments(RUNTIME, &["-t"], &host.busybox, &id, &["sh"]);
-    let mut session = Session::start(&host.containerd.ctr(words), 100, 30);
-    session.expect("#");
-    session.type_in("tty; stty size\r");
-    session.expect("/dev/pts/0");
-    session.expect("30 100");
-    session.type_in("exit 3\r");
-    assert_eq!(session.wait().code(), Some(3));
+    for image in [&host.busybox, &host.python] {
+        let id = host.containerd.fresh_id();
+        let words = host.containerd.container_arguments(RUNTIME, &["-t"], image, &id, &["sh"]);
+        let mut session = Session::start(&host.containerd.ctr(words), 100, 30);
+        session.expect("#");
+        session.type_in("tty; stty size\r");
+        session.expect("/dev/pts/0");
+        session.expect("30 100");
+        session.type_in("exit 3\r");
+        assert_eq!(session.wait().code(), Some(3));
+    }
 }
 
 #[test]
