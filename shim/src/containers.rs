@@ -74,6 +74,8 @@ struct Process {
     /// Set once, after the exit was announced.
     exit: watch::Sender<Option<Exit>>,
     stdio: Mutex<Option<Stdio>>,
+    /// Set once, when a delete has seen the last of the output.
+    drained: watch::Sender<bool>,
 }
 
 impl Process {
@@ -85,6 +87,7 @@ impl Process {
             life: Mutex::default(),
             exit: watch::Sender::new(None),
             stdio: Mutex::new(Some(stdio)),
+            drained: watch::Sender::new(false),
         })
     }
 }
@@ -251,11 +254,13 @@ impl Containers {
             life.exit()
         };
         let stdio = held(&process.stdio).take();
-        if ended.is_some()
-            && let Some(stdio) = stdio
-        {
-            stdio.drain().await;
+        match stdio {
+            Some(stdio) if ended.is_some() => stdio.drain().await,
+            Some(_never_ran) => {}
+            // Another delete has it; being second is no reason to be told too early.
+            None => drop(process.drained.subscribe().wait_for(|drained| *drained).await),
         }
+        process.drained.send_replace(true);
         let exit = match self.machine.pod().await?.delete(id).await {
             Ok(exit) => exit,
             Err(PodError { kind: ErrorKind::NotFound, .. }) => ended.unwrap_or_else(killed_now),

@@ -33,11 +33,9 @@ use crate::{
     task::TaskService,
 };
 
-/// Threads for work that blocks: few, as each costs memory for as long as the pod lives.
+/// Threads for work that blocks: few, as each costs memory.
 const BLOCKING_THREADS_MAX: usize = 4;
 const BLOCKING_STACK_LEN: usize = 256 << 10;
-/// A process started from such a thread may be set to end with it (prctl(2), PR_SET_PDEATHSIG): so these threads stay.
-const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// Longest host name that Linux takes.
 const HOST_NAME_LEN_MAX: usize = 64;
 /// Connections that wait to be accepted.
@@ -99,7 +97,6 @@ fn serve(arguments: &Arguments, listener: UnixListener, starter: &mut Starter) -
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_stack_size(BLOCKING_STACK_LEN)
-        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .build()
         .map_err(DaemonError::Runtime)?;
     let outcome = runtime.block_on(serve_pod(arguments, &bundle, group, listener, starter));

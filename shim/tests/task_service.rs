@@ -500,6 +500,34 @@ async fn delete_waits_until_the_output_is_where_it_belongs() {
 }
 
 #[tokio::test]
+async fn a_second_delete_waits_for_the_output_too() {
+    let shim = Shim::start().await;
+    let request = CreateTaskRequest { stdout: shim.fifo("out"), ..shim.create_request("c") };
+    let reader = std::fs::File::options().read(true).write(true).open(&request.stdout).expect("reader");
+    shim.task.create(quick(), &request).await.expect("created");
+    shim.task.start(quick(), &start("c", "")).await.expect("started");
+    let id = process("c", "");
+    let mut output = shim.pod.far_stdout(&id);
+    shim.pod.end(&id, 4);
+    assert_eq!(shim.wait("c", "").await, 4);
+    let mut deletes = Vec::new();
+    for _ in 0..2 {
+        let client = TaskClient::new(connect(&shim.socket()).await);
+        deletes.push(tokio::spawn(async move { client.delete(quick(), &delete("c", "")).await }));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(deletes.iter().all(|delete| !delete.is_finished()), "told before the output was there");
+    output.write_all(b"last words").expect("written");
+    drop(output);
+    for delete in deletes {
+        assert_eq!(delete.await.expect("ran").expect("deleted").exit_status, 4);
+    }
+    let mut words = [0; 10];
+    (&reader).read_exact(&mut words).expect("read");
+    assert_eq!(&words, b"last words");
+}
+
+#[tokio::test]
 async fn close_io_ends_the_input_after_what_is_in_it() {
     let shim = Shim::start().await;
     let request = CreateTaskRequest { stdin: shim.fifo("in"), ..shim.create_request("c") };
