@@ -132,8 +132,9 @@ impl Machine {
         let machine = self.clone();
         tokio::spawn(async move {
             let _ = server.ended().await;
+            // At once: the pod may stay for long after its machine.
+            let how = server.reap().map(|status| status.to_string()).unwrap_or_default();
             if tokio::time::timeout(SERVER_GRACE, machine.gone()).await.is_err() {
-                let how = server.reap().map(|status| status.to_string()).unwrap_or_default();
                 machine.condemn(format!("the {} died ({how}), and with it the files of all containers", server.what()));
             }
         });
@@ -388,6 +389,22 @@ mod tests {
         let child = Command::new("true").spawn().expect("spawned");
         machine.depend_on(Arc::new(Spawned::hold("file server", child).expect("held")));
         assert!(machine.gone().await.starts_with("the file server died (exit status: 0)"));
+    }
+
+    #[tokio::test]
+    async fn a_file_server_that_ends_after_its_machine_leaves_no_zombie() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        let machine = Machine::converse(ours, None);
+        drop(theirs);
+        machine.gone().await;
+        let server =
+            Arc::new(Spawned::hold("file server", Command::new("true").spawn().expect("spawned")).expect("held"));
+        machine.depend_on(Arc::clone(&server));
+        let begun = std::time::Instant::now();
+        while std::path::Path::new(&format!("/proc/{}", server.pid())).exists() {
+            assert!(begun.elapsed() < Duration::from_secs(5), "it is still there");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     #[tokio::test]
