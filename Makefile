@@ -99,7 +99,8 @@ $(STAGE)/share/kata-rs/vmlinux-%: $(OUT)/kernel/vmlinux-%
 
 # Written only when its bytes change, so it is asked each time.
 $(STAGE)/share/kata-rs/guest.erofs: programs
-	@$(RELEASE)/rootfs-builder guest --agent $(OUT)/$(TRIPLE)/guest/kata-rs-agent --out $@
+	@strip -o $(OUT)/kata-rs-agent $(OUT)/$(TRIPLE)/guest/kata-rs-agent
+	@$(RELEASE)/rootfs-builder guest --agent $(OUT)/kata-rs-agent --out $@
 
 $(IMAGES)/%.tar: rootfs-builder/src/image.rs rootfs-builder/src/layer.rs rootfs-builder/src/oci.rs | programs
 	@$(STEP) "image $*" $(RELEASE)/rootfs-builder oci --from $* --out $@ && touch $@
