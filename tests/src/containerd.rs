@@ -30,6 +30,7 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 pub struct Containerd {
     folder: TempDir,
     child: Child,
+    guard: Guard,
     namespace: String,
     next: AtomicU32,
     extra_environment: Vec<(String, String)>,
@@ -47,8 +48,9 @@ impl Containerd {
         fs::write(folder.path().join("config.toml"), config(&folder)).expect("writable");
         let extra_environment: Vec<_> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let child = spawn(&folder, &extra_environment);
+        let guard = Guard::of(&child, &folder);
         let namespace = format!("kata-rs-test-{}", std::process::id());
-        Self { folder, child, namespace, next: AtomicU32::new(1), extra_environment }
+        Self { folder, child, guard, namespace, next: AtomicU32::new(1), extra_environment }
     }
 
     /// Stops it with a signal and starts it anew on the same folders; pods go on meanwhile.
@@ -56,6 +58,7 @@ impl Containerd {
         command::signal(self.child.id(), with);
         command::wait_for(&mut self.child, START_DEADLINE).expect("containerd ends when told");
         self.child = spawn(&self.folder, &self.extra_environment);
+        self.guard = Guard::of(&self.child, &self.folder);
     }
 
     /// The containerd namespace of the test.
@@ -114,8 +117,38 @@ impl Containerd {
     }
 }
 
+/// Ends a containerd whose test program ended without dropping it, as programs do with what is in a static, and when they are killed.
+struct Guard {
+    shell: Child,
+}
+
+impl Guard {
+    /// Waits for the end of its standard input, which only this process holds open.
+    fn of(containerd: &Child, folder: &TempDir) -> Self {
+        let script = "cat; kill $0 && while kill -0 $0; do sleep 0.1; done; rm -rf --one-file-system \"$1\"";
+        let shell = Command::new("sh")
+            .args(["-c", script, &containerd.id().to_string()])
+            .arg(folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("there is a shell");
+        Self { shell }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
 impl Drop for Containerd {
     fn drop(&mut self) {
+        // The guard first: it would take a containerd that is being ended for one that is left.
+        let _ = self.guard.shell.kill();
         command::signal(self.child.id(), rustix::process::Signal::TERM);
         if command::wait_for(&mut self.child, Duration::from_secs(10)).is_none() {
             let _ = self.child.kill();

@@ -80,6 +80,14 @@ impl Session {
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        // After a failed expectation the program still runs.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn set_size(master: &OwnedFd, columns: u16, rows: u16) {
     let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(master, size).expect("a terminal has a size");
