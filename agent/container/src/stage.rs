@@ -27,6 +27,9 @@ use std::time::Duration;
 
 /// How long a child may take for one answer. Mounts over a share that does not answer are what takes long.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+/// The same for an exec, which mounts nothing. A container's own root can stop an exec as it is born, and a stopped one holds a thread of
+/// the agent until then.
+const EXEC_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The name under which the agent's binary knows that it is a stage.
 pub(crate) const STAGE_NAME: &str = "kata-rs-stage";
@@ -164,6 +167,7 @@ impl Stage {
     /// # Errors
     /// As [`Stage::create`].
     pub fn exec(self, target: &ContainerHandle<'_>, plan: &ExecPlan, stdio: StdioFds) -> Result<Created, StageError> {
+        set_socket_timeout(&self.socket, Timeout::Recv, Some(EXEC_DEADLINE)).map_err(|error| talk(error.into()))?;
         let birth = Birth { join_target: true, ..Birth::default() };
         let order = Order { birth, steps: sized(steps::of_exec(plan), &stdio) };
         let cgroup = target.cgroup.for_exec(target.init_pid).map_err(talk)?;
