@@ -213,6 +213,8 @@ struct Newborn {
     proc: Option<Procfs>,
     /// The container's root directory, until it is `/`.
     root: Option<OwnedFd>,
+    /// Device number of the root's file system, once that is known to be no procfs.
+    root_device: Option<u64>,
     /// /dev/null of the guest, checked to be it.
     null: Option<OwnedFd>,
     /// Mounts to make read-only in the end.
@@ -231,6 +233,7 @@ impl Newborn {
             stdio,
             proc: None,
             root: None,
+            root_device: None,
             null: None,
             readonly_at_last: Vec::new(),
             terminal: None,

@@ -31,7 +31,7 @@ impl Newborn {
             change(&tree, plan.attributes, false)?;
         }
         change(&tree, plan.recursive_attributes, true)?;
-        check_proc_destination(plan, &tree, &destination)?;
+        self.check_proc_destination(plan, &tree, &destination)?;
         attach(&tree, &destination)?;
         if let Some(propagation) = plan.propagation {
             sys::set_mount_attributes(tree.as_fd(), 0, 0, propagation_flag(propagation.kind), propagation.recursive)?;
@@ -53,6 +53,26 @@ impl Newborn {
                 .map_err(|errno| StepError::from(errno).noting("it must be a directory, not a link"));
         }
         Ok(place)
+    }
+
+    /// The plan has looked at the name of the destination; a link elsewhere may lead to /proc all the same. There, only a bind
+    /// the plan has allowed by name may go, and on /proc itself only a procfs.
+    fn check_proc_destination(&self, plan: &MountPlan, tree: &OwnedFd, destination: &OwnedFd) -> Result<(), StepError> {
+        let named_proc = plan.destination.starts_with("/proc");
+        if named_proc && plan.destination == Path::new("/proc") && !is_procfs(tree)? {
+            return Err(StepError::because("only a procfs may be mounted on /proc"));
+        }
+        if !named_proc && self.leads_into_proc(destination)? {
+            return Err(StepError::because("a link leads into /proc, where this may not be mounted"));
+        }
+        Ok(())
+    }
+
+    /// Most destinations are in the root file system itself, which is no procfs. Their device number says so for nothing, while
+    /// statfs(2) on a share asks the host each time.
+    fn leads_into_proc(&self, destination: &OwnedFd) -> Result<bool, StepError> {
+        let here = rustix::fs::fstat(destination)?.st_dev;
+        Ok(self.root_device != Some(here) && is_procfs(destination)?)
     }
 
     pub(super) fn finish_mounts(&mut self) -> Result<(), StepError> {
@@ -143,17 +163,4 @@ fn change(tree: &OwnedFd, attributes: MountAttributes, recursive: bool) -> Resul
 /// All attribute bits are below 2^32; fsmount takes them as an int.
 fn low_bits(set: u64) -> u32 {
     u32::try_from(set).unwrap_or(u32::MAX)
-}
-
-/// The plan has looked at the name of the destination; a link elsewhere may lead to /proc all the same. There, only a bind
-/// the plan has allowed by name may go, and on /proc itself only a procfs.
-fn check_proc_destination(plan: &MountPlan, tree: &OwnedFd, destination: &OwnedFd) -> Result<(), StepError> {
-    let named_proc = plan.destination.starts_with("/proc");
-    if named_proc && plan.destination == Path::new("/proc") && !is_procfs(tree)? {
-        return Err(StepError::because("only a procfs may be mounted on /proc"));
-    }
-    if !named_proc && is_procfs(destination)? {
-        return Err(StepError::because("a link leads into /proc, where this may not be mounted"));
-    }
-    Ok(())
 }

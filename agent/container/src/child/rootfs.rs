@@ -3,6 +3,7 @@
 use super::{Newborn, StepError};
 use crate::in_root::{Leaf, Root};
 use crate::plan::{Propagation, PropagationKind, RootfsPlan};
+use crate::procfs::is_procfs;
 use crate::sys;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -39,6 +40,9 @@ impl Newborn {
         let tree = clone_tree(&place, true)?;
         sys::set_mount_attributes(tree.as_fd(), 0, 0, propagation_flag(PropagationKind::Private), false)?;
         attach(&tree, &place)?;
+        if !is_procfs(&tree)? {
+            self.root_device = Some(rustix::fs::fstat(&tree)?.st_dev);
+        }
         self.root = Some(tree);
         Ok(())
     }
