@@ -36,7 +36,8 @@ impl GuestFacts {
         let controllers = fs::read_to_string(cgroup_root.join("cgroup.controllers"))?;
         let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap")?;
         let info = rustix::system::sysinfo();
-        let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
+        // Not the standard library's count, which also looks for a quota of this process, in files: the agent has none.
+        let cpus = rustix::thread::sched_getaffinity(None)?.count();
         Ok(Self {
             cpus,
             memory_bytes: info.totalram.saturating_mul(u64::from(info.mem_unit)),
