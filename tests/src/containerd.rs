@@ -47,6 +47,7 @@ impl Containerd {
         let folder = tempfile::Builder::new().prefix("kata-rs-containerd-").tempdir().expect("a temporary folder");
         fs::write(folder.path().join("config.toml"), config(&folder)).expect("writable");
         let extra_environment: Vec<_> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        show_log_on_panic(folder.path().join("containerd.log"));
         let child = spawn(&folder, &extra_environment);
         let guard = Guard::of(&child, &folder);
         let namespace = format!("kata-rs-test-{}", std::process::id());
@@ -175,6 +176,21 @@ fn spawn(folder: &TempDir, environment: &[(String, String)]) -> Child {
     thread::spawn(move || watch(log, copy, &ready));
     is_ready.recv_timeout(START_DEADLINE).expect("containerd comes up: see containerd.log");
     child
+}
+
+/// Lines of the log that a failed test shows: the shim's own are among them.
+const LOG_TAIL_LINES: usize = 30;
+
+/// A test that fails shows what containerd and the shims said last.
+fn show_log_on_panic(log: PathBuf) {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        before(panic);
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().filter(|line| !line.contains("level=info")).collect();
+        let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+        eprintln!("the end of containerd's log:\n{}", tail.join("\n"));
+    }));
 }
 
 /// Keeps the log, and tells when containerd serves.
