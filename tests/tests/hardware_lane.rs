@@ -4,7 +4,9 @@
 //! programs that ran outside run inside it. It needs no `/dev/kvm` here. Everything in it takes seconds, so counts are lower there.
 
 use std::{
+    collections::BTreeSet,
     fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -18,23 +20,41 @@ const PROGRAMS: [(&str, &[&str]); 2] = [
     ("through_containerd", &[]),
     ("through_the_command", &["an_archive_runs", "two_cpus_are", "limits_are", "a_volume_is", "a_shell_at", "ctrl_c"]),
 ];
-/// Longest that one program may take in there.
-const DEADLINE: Duration = Duration::from_secs(1500);
+/// Longest that one machine may live.
+const DEADLINE: Duration = Duration::from_secs(900);
+/// Machines for one program. The emulation of SVM in QEMU 7.2 is not perfect: now and then the emulated host's own kernel panics inside
+/// VMRUN, or a guest in it dies. A test that has not passed gets a fresh machine; one that passes in none of them has failed.
+const MACHINES_MAX: usize = 3;
 
 #[test]
 fn containers_run_on_hardware_kvm_with_two_vcpus() {
     needs!(Stage, Machine, Program("qemu-system-x86_64"));
     let share = tempfile::Builder::new().prefix("kata-rs-lane-").tempdir().expect("a folder");
-    for (program, _) in PROGRAMS {
+    for (program, filters) in PROGRAMS {
         fs::copy(built(program), share.path().join(program)).expect("copied");
-    }
-    for (program, tests) in PROGRAMS {
-        let status = run_in_machine(share.path(), program, tests);
-        assert_eq!(status, Some(0), "{program} failed in the emulated machine: its output is above");
+        let mut open = named(&share.path().join(program), filters);
+        for machine in 1..=MACHINES_MAX {
+            println!("{program}, machine {machine}: {} tests", open.len());
+            let passed = run_in_machine(share.path(), program, &open);
+            open.retain(|test| !passed.contains(test));
+            if open.is_empty() {
+                break;
+            }
+        }
+        assert!(open.is_empty(), "{program}: did not pass in any of {MACHINES_MAX} machines: {open:?}");
     }
 }
 
-fn run_in_machine(share: &Path, program: &str, tests: &[&str]) -> Option<i32> {
+/// The program's tests that match one of the filters.
+fn named(program: &Path, filters: &[&str]) -> BTreeSet<String> {
+    let listed = tests::run(Command::new(program).args(["--list", "--format", "terse"]).args(filters)).success();
+    let names: BTreeSet<_> = listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+    assert!(names.len() >= filters.len().max(1), "the filters name tests that there are: {names:?}");
+    names
+}
+
+/// Runs these tests in a fresh machine, shows what they print, and returns those that passed.
+fn run_in_machine(share: &Path, program: &str, tests: &BTreeSet<String>) -> BTreeSet<String> {
     let builder = std::env::var_os("KATA_RS_ROOTFS_BUILDER").map_or_else(
         || prefix::workspace().join("target/x86_64-unknown-linux-gnu/release/rootfs-builder"),
         PathBuf::from,
@@ -53,13 +73,23 @@ fn run_in_machine(share: &Path, program: &str, tests: &[&str]) -> Option<i32> {
             "--env",
             "KATA_RS_IMAGES=/images",
         ])
-        .args(["--env", "CI=true", "--env", "RUST_BACKTRACE=1", "--"])
-        .args([&format!("/share/{program}"), "--test-threads=1"])
+        .args(["--env", "CI=true", "--env", "RUST_BACKTRACE=0", "--"])
+        .args([&format!("/share/{program}"), "--test-threads=1", "--exact"])
         .args(tests)
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .expect("`make machine` has built it");
-    command::wait_for(&mut child, DEADLINE + Duration::from_secs(30)).and_then(|status| status.code())
+    let mut passed = BTreeSet::new();
+    for line in BufReader::new(child.stdout.take().expect("asked for")).lines().map_while(Result::ok) {
+        println!("{line}");
+        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok")) {
+            passed.insert(name.to_owned());
+        }
+    }
+    // A machine that broke says so itself; what counts is which tests passed.
+    command::wait_for(&mut child, DEADLINE).expect("the machine ends with its output");
+    passed
 }
 
 /// The newest build of a test program of this package: cargo puts it beside this one.
