@@ -42,11 +42,11 @@ impl Scratch {
     fn make_in(state_root: &Path, writes_root: &Path, id: &str) -> io::Result<Self> {
         sweep(state_root, writes_root);
         let (state, writes) = (state_root.join(id), writes_root.join(id));
-        fs::create_dir_all(&state)?;
+        create_all(&state)?;
         let lock = File::create(state.join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        fs::create_dir_all(writes.join("upper"))?;
-        fs::create_dir_all(writes.join("work"))?;
+        create_all(&writes.join("upper"))?;
+        create_all(&writes.join("work"))?;
         Ok(Self { id: id.to_owned(), state, writes, _lock: lock })
     }
 
@@ -94,12 +94,50 @@ fn remove_run(state: &Path, writes: &Path) -> io::Result<()> {
         _ => Ok(()),
     };
     gone(fs::remove_dir_all(writes))?;
-    gone(fs::remove_dir_all(state))
+    gone(fs::remove_dir_all(state))?;
+    [writes, state].into_iter().for_each(remove_empty_ancestors);
+    Ok(())
+}
+
+/// The folders of all runs go with the last run; one that is not empty stays, and so does everything above the folder of ours.
+fn remove_empty_ancestors(run: &Path) {
+    for folder in run.ancestors().skip(1).take_while(|folder| folder.ends_with("cli") || folder.ends_with("kata-rs")) {
+        if fs::remove_dir(folder).is_err() {
+            return;
+        }
+    }
+}
+
+/// As create_dir_all, beside runs that remove the same ancestors when they are empty.
+fn create_all(folder: &Path) -> io::Result<()> {
+    const ATTEMPTS: usize = 16;
+    let missing = |outcome: &io::Result<()>| matches!(outcome, Err(error) if error.kind() == io::ErrorKind::NotFound);
+    let mut outcome = fs::create_dir_all(folder);
+    for _ in 1..ATTEMPTS {
+        if !missing(&outcome) {
+            break;
+        }
+        outcome = fs::create_dir_all(folder);
+    }
+    outcome
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_run_takes_the_folders_of_all_runs_with_it() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let (state, writes) = (root.path().join("run/kata-rs/cli"), root.path().join("lib/kata-rs/cli"));
+        let first = Scratch::make_in(&state, &writes, "first").expect("made");
+        let second = Scratch::make_in(&state, &writes, "second").expect("made");
+        first.remove().expect("removed");
+        assert!(state.join("second").exists());
+        second.remove().expect("removed");
+        assert!(!root.path().join("run/kata-rs").exists() && !root.path().join("lib/kata-rs").exists());
+        assert!(root.path().join("run").exists(), "what is not ours stays");
+    }
 
     #[test]
     fn the_next_run_sweeps_up_the_dead_and_leaves_the_living() {
