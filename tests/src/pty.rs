@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use rustix::{
@@ -106,6 +106,3 @@ fn reader(master: &OwnedFd) -> mpsc::Receiver<Vec<u8>> {
     });
     receiver
 }
-
-/// Longest wait of a test for something to show.
-pub const PATIENCE: Duration = command::DEADLINE;

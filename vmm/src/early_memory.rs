@@ -2,7 +2,7 @@
 //!
 //! On software KVM each first touch of a page by the guest is a trap of some 35 us, unless the page is already mapped in this
 //! process: then KVM fills several neighbours in one trap. Almost all the pages below are touched in any boot, so mapping them ahead costs
-//! next to no memory, and saves two thirds of the traps. Where a page table is walked by hardware a first touch costs
+//! next to no memory, and a boot becomes shorter. Where a page table is walked by hardware a first touch costs
 //! less than a microsecond, and nothing is mapped ahead.
 //!
 //! The stretches were read off the memory file of a booted guest (SEEK_DATA, SEEK_HOLE) of 128 and 512 MiB.

@@ -1,8 +1,9 @@
 //! Guest memory: one memfd, mapped once, shared with KVM and with file servers.
 //!
 //! One file, so that a snapshot is a file and a clone a private mapping of it. Sealed against shrinking, so that no holder of a
-//! descriptor can turn an access of ours into SIGBUS. Nothing is touched ahead of the guest but what every
-//! boot touches (see [`early_memory`]): a page that the guest does not use costs nothing. The mapping stands between inaccessible guard pages: an access that runs over an end faults.
+//! descriptor can turn an access of ours into SIGBUS. Nothing is touched ahead of the guest but, on software KVM, what every
+//! boot touches (see [`early_memory`]): a page that the guest does not use costs nothing. The mapping stands between inaccessible
+//! guard pages: an access that runs over an end faults.
 
 use std::{
     fs::File,
