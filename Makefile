@@ -44,7 +44,7 @@ STAGED := $(STAGED_PROGRAMS) \
 	$(STAGE)/share/kata-rs/vmlinux-hw \
 	$(STAGE)/share/kata-rs/vmlinux-pvm \
 	$(STAGE)/share/kata-rs/guest.erofs
-ARCHIVES := $(IMAGES)/busybox.tar $(IMAGES)/python.tar
+ARCHIVES := $(IMAGES)/busybox.tar $(IMAGES)/python.tar $(IMAGES)/pause.tar
 
 .PHONY: help
 help: ## Print this list (the default)
@@ -132,6 +132,14 @@ run-emulated: build machine ## The same inside the emulated machine, for a host 
 .PHONY: test
 test: kvm-note build machine ## Run every test: unit, end to end on this host's KVM, and the hw lane
 	@$(TEST)
+
+.PHONY: conformance
+conformance: export KATA_RS_CONFORMANCE_RUNTIME := $(RUNTIME)
+conformance: export KATA_RS_CONFORMANCE_ONLY := $(ONLY)
+conformance: export KATA_RS_CONFORMANCE_UPDATE := 1
+conformance: export CI := true
+conformance: kvm-note build ## Run the conformance suite on ours and runc, write docs/conformance.md (RUNTIME=one ONLY=text)
+	@cargo test --quiet -p tests --test conformance -- --nocapture
 
 .PHONY: bench
 bench: kvm-note build ## Measure, print the table, write target/bench/bench.json

@@ -5,6 +5,7 @@
 //! A test that lacks something says so by name ([`requirement`]) and is skipped; where `CI` is set a skip is a failure.
 
 pub mod command;
+pub mod conformance;
 pub mod containerd;
 pub mod prefix;
 mod processes;

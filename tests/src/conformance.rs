@@ -1,0 +1,21 @@
+//! The conformance suite: what containerd and the kubelet may expect of any runtime, as cases that run against ours and against runc in the
+//! same run.
+//!
+//! runc is the measure. A case that runc does not pass is a wrong case, unless it says by [`Case::unlike_in_runc`] what this host's runc does
+//! instead. Where a container in a virtual machine must behave otherwise, the case says so by [`Case::unlike_in_a_vm`], with the reason
+//! and with what is asserted in its place: a difference is checked, too. The outcome is a table, `docs/conformance.md`, which holds no
+//! dates and no times, so that the same behaviour makes the same text.
+
+mod case;
+mod subject;
+mod suite;
+mod table;
+
+pub use case::{Case, Difference, Outcome, Verdict};
+pub use subject::Subject;
+pub use suite::{Options, Report, run};
+
+/// Every case, in the order of the table.
+pub fn cases() -> Vec<Case> {
+    Vec::new()
+}

@@ -1,0 +1,136 @@
+//! Runs every case against every runtime. The runtimes go side by side, each through its cases one after the other.
+
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use super::{Case, Outcome, Subject, Verdict, subject::short_name, table};
+use crate::containerd::{RUNC, RUNTIME};
+
+/// Longest that one case may take; each call and each wait in it has a shorter deadline of its own.
+const CASE_DEADLINE: Duration = Duration::from_secs(180);
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The runtimes, the measure first.
+    pub runtimes: Vec<String>,
+    /// Only cases whose group or name contains this.
+    pub only: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { runtimes: vec![RUNC.to_owned(), RUNTIME.to_owned()], only: None }
+    }
+}
+
+/// What a run showed.
+pub struct Report {
+    /// The runtimes, in the order of the table's columns.
+    pub runtimes: Vec<String>,
+    /// Each case, with an outcome for each runtime, in the same order.
+    pub lines: Vec<(Case, Vec<Outcome>)>,
+}
+
+impl Report {
+    /// The table as text.
+    pub fn table(&self) -> String {
+        table::render(self)
+    }
+
+    /// Every case that a runtime failed, as a sentence.
+    pub fn failures(&self) -> Vec<String> {
+        let failures = self.lines.iter().flat_map(|(case, outcomes)| {
+            outcomes.iter().filter_map(move |outcome| {
+                let Verdict::Failed(why) = &outcome.verdict else { return None };
+                let hint = if outcome.runtime == RUNC { " (runc is the measure: is the case wrong?)" } else { "" };
+                Some(format!("{}: {}: {}{hint}: {why}", short_name(&outcome.runtime), case.group, case.name))
+            })
+        });
+        failures.collect()
+    }
+}
+
+/// Runs the cases.
+///
+/// # Errors
+/// A runtime is not here, or no case has the wanted name.
+pub fn run(cases: Vec<Case>, options: &Options) -> anyhow::Result<Report> {
+    let wanted = |case: &Case| options.only.as_ref().is_none_or(|o| case.group.contains(o) || case.name.contains(o));
+    let cases: Vec<_> = cases.into_iter().filter(wanted).collect();
+    anyhow::ensure!(!cases.is_empty(), "no case has {:?} in its name", options.only);
+    let subjects = options.runtimes.iter().map(|name| Subject::new(name).map(Arc::new));
+    let subjects = subjects.collect::<anyhow::Result<Vec<_>>>()?;
+    let columns: Vec<Vec<Outcome>> = thread::scope(|scope| {
+        let columns: Vec<_> = subjects.iter().map(|subject| scope.spawn(|| column(&cases, subject))).collect();
+        columns.into_iter().map(|column| column.join().expect("the cases run on threads of their own")).collect()
+    });
+    let lines = cases.into_iter().enumerate();
+    let line = |(n, case): (usize, Case)| (case, columns.iter().map(|column| column[n].clone()).collect());
+    Ok(Report { runtimes: options.runtimes.clone(), lines: lines.map(line).collect() })
+}
+
+fn column(cases: &[Case], subject: &Arc<Subject>) -> Vec<Outcome> {
+    let outcome = |case: &Case| {
+        let verdict = verdict(case, subject);
+        let word = match &verdict {
+            Verdict::Passed => "passed",
+            Verdict::Differs => "differs, as documented",
+            Verdict::Failed(why) => &format!("FAILED: {why}"),
+        };
+        println!("{}: {}: {}: {word}", subject.short_name(), case.group, case.name);
+        Outcome { runtime: subject.runtime().to_owned(), verdict }
+    };
+    cases.iter().map(outcome).collect()
+}
+
+// On a thread of its own, so that a case that hangs or panics is a case that failed.
+fn verdict(case: &Case, subject: &Arc<Subject>) -> Verdict {
+    let (check, its_subject) = (case.check(subject), Arc::clone(subject));
+    let (done, is_done) = mpsc::channel();
+    let worker = thread::spawn(move || drop(done.send(check(&its_subject))));
+    match is_done.recv_timeout(CASE_DEADLINE) {
+        Ok(Ok(())) if case.difference(subject).is_some() => Verdict::Differs,
+        Ok(Ok(())) => Verdict::Passed,
+        Ok(Err(error)) => Verdict::Failed(format!("{error:#}")),
+        Err(mpsc::RecvTimeoutError::Timeout) => Verdict::Failed(format!("no end within {CASE_DEADLINE:?}")),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Verdict::Failed(panic_text(worker)),
+    }
+}
+
+fn panic_text(worker: thread::JoinHandle<()>) -> String {
+    let payload = worker.join().err();
+    let text = payload.as_ref().and_then(|payload| {
+        payload.downcast_ref::<String>().map(String::as_str).or_else(|| payload.downcast_ref::<&str>().copied())
+    });
+    text.unwrap_or("the case panicked").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(verdict: Verdict) -> Outcome {
+        Outcome { runtime: RUNC.to_owned(), verdict }
+    }
+
+    #[test]
+    fn a_case_that_runc_fails_is_suspected_itself() {
+        let case = Case::new("task", "always fails", |_| anyhow::bail!("no"));
+        let report = Report {
+            runtimes: vec![RUNC.to_owned()],
+            lines: vec![(case, vec![outcome(Verdict::Failed("no".into()))])],
+        };
+        assert_eq!(report.failures(), ["runc: task: always fails (runc is the measure: is the case wrong?): no"]);
+    }
+
+    #[test]
+    fn a_name_that_no_case_has_is_an_error_and_not_an_empty_success() {
+        let options = Options { runtimes: Vec::new(), only: Some("xyzzy".to_owned()) };
+        let case = Case::new("task", "passes", |_| Ok(()));
+        assert!(run(vec![case], &options).is_err());
+    }
+}
