@@ -33,6 +33,7 @@ pub mod delete;
 pub mod events;
 pub mod group;
 pub mod lifecycle;
+mod lock;
 pub mod logfile;
 pub mod machine;
 pub mod metrics;

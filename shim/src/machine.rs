@@ -150,7 +150,7 @@ impl Machine {
 
     /// Stops the machine and undoes what it took, whatever state it is in. What remains is logged, and `shim delete` tries again.
     pub async fn stop(&self) {
-        let launch = crate::containers::held(&self.launch).take();
+        let launch = crate::lock::held(&self.launch).take();
         if let Some(mut launch) = launch
             && timeout(BOOT_PATIENCE, &mut launch).await.is_err()
         {

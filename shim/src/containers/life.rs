@@ -1,0 +1,118 @@
+//! A process's way from its start to the moment it is forgotten.
+
+use std::sync::Arc;
+
+use pod::{ErrorKind, Exit, PodError, ProcessId};
+
+use super::{
+    Containers,
+    process::{Process, killed_now, name},
+};
+use crate::{events::Event, lifecycle::Lifecycle, lock::held, machine::PodFront, refusal::Refusal};
+
+impl Containers {
+    /// Starts a container or an exec.
+    ///
+    /// # Errors
+    /// It was started before, or it cannot run: the guest's own sentence.
+    pub async fn start(self: &Arc<Self>, id: &ProcessId) -> Result<u32, Refusal> {
+        let process = self.table.find(id)?;
+        held(&process.life).request_start()?;
+        match self.start_in_guest(&process).await {
+            Ok(pod) => {
+                self.announce(&process, Lifecycle::started);
+                if !id.exec_id.is_empty() {
+                    self.watch(process, pod);
+                }
+                Ok(self.pid())
+            }
+            Err(refusal) => {
+                self.announce(&process, Lifecycle::start_failed);
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn start_in_guest(&self, process: &Process) -> Result<Arc<dyn PodFront>, Refusal> {
+        if let Some(stdio) = held(&process.stdio).as_mut() {
+            stdio.open_stdin()?;
+        }
+        let pod = self.machine.pod().await?;
+        pod.start(&process.id).await?;
+        Ok(pod)
+    }
+
+    /// Sends a signal. Waits for nothing that is under way.
+    ///
+    /// # Errors
+    /// There is no such process, or it has ended.
+    pub async fn signal(&self, id: &ProcessId, signal: u32, all: bool) -> Result<(), Refusal> {
+        let process = self.table.find(id)?;
+        held(&process.life).check_signal()?;
+        Ok(self.machine.pod().await?.signal(id, signal, all).await?)
+    }
+
+    /// Waits for a process to end.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub async fn wait(&self, id: &ProcessId) -> Result<Exit, Refusal> {
+        let process = self.table.find(id)?;
+        let mut exit = process.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
+        ended.ok_or_else(|| Refusal::not_found(name(id)))
+    }
+
+    /// Forgets a process that does not run, once its output is where it belongs.
+    ///
+    /// # Errors
+    /// It runs, or the pod cannot let go of it; it can be tried again then.
+    pub async fn delete(&self, id: &ProcessId) -> Result<Exit, Refusal> {
+        let process = self.table.find(id)?;
+        let ended = {
+            let life = held(&process.life);
+            life.check_delete()?;
+            life.exit()
+        };
+        let stdio = held(&process.stdio).take();
+        match stdio {
+            Some(stdio) if ended.is_some() => stdio.drain().await,
+            Some(_never_ran) => {}
+            // Another delete has it; being second is no reason to be told too early.
+            None => drop(process.drained.subscribe().wait_for(|drained| *drained).await),
+        }
+        process.drained.send_replace(true);
+        let exit = match self.machine.pod().await?.delete(id).await {
+            Ok(exit) => exit,
+            Err(PodError { kind: ErrorKind::NotFound, .. }) => ended.unwrap_or_else(killed_now),
+            Err(error) => return Err(error.into()),
+        };
+        self.announce(&process, |life| life.ended(exit));
+        let exit = held(&process.life).exit().unwrap_or(exit);
+        if self.forget(id) && id.exec_id.is_empty() {
+            self.publisher.publish(Event::Deleted(id.container_id.clone(), self.pid(), exit));
+        }
+        Ok(exit)
+    }
+
+    /// Tells its end once it comes.
+    pub(super) fn watch(self: &Arc<Self>, process: Arc<Process>, pod: Arc<dyn PodFront>) {
+        let containers = Arc::clone(self);
+        tokio::spawn(async move {
+            let exit = pod.wait(&process.id).await.unwrap_or_else(|error| {
+                log::debug!("no exit status of {}: {error}", name(&process.id));
+                killed_now()
+            });
+            containers.announce(&process, |life| life.ended(exit));
+        });
+    }
+
+    // With a container its execs are forgotten, and whoever waits for one is told. False when someone else did it.
+    fn forget(&self, id: &ProcessId) -> bool {
+        let Some(execs) = self.table.forget(id) else { return false };
+        for exec in execs {
+            self.announce(&exec, |life| life.ended(killed_now()));
+        }
+        true
+    }
+}

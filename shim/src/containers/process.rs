@@ -1,0 +1,75 @@
+//! One process of the pod as the shim holds it: where it belongs, its life, its exit and its stdio.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::SystemTime,
+};
+
+use pod::{Exit, ProcessId};
+use tokio::sync::watch;
+
+use crate::{
+    lifecycle::{Lifecycle, Phase},
+    stdio::{Paths, Stdio},
+};
+
+/// Status of a process that was killed, or whose machine died: 128 + SIGKILL.
+pub const KILLED_STATUS: u32 = 137;
+
+/// A process as `State` shows it.
+pub struct Snapshot {
+    /// Its container's bundle.
+    pub bundle: PathBuf,
+    /// Where its stdio goes.
+    pub stdio: Paths,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// How it ended, if it did.
+    pub exit: Option<Exit>,
+}
+
+/// A process that was made.
+pub(super) struct Process {
+    pub(super) id: ProcessId,
+    pub(super) bundle: PathBuf,
+    pub(super) paths: Paths,
+    pub(super) life: Mutex<Lifecycle>,
+    /// Set once, after the exit was announced.
+    pub(super) exit: watch::Sender<Option<Exit>>,
+    pub(super) stdio: Mutex<Option<Stdio>>,
+    /// Set once, when a delete has seen the last of the output.
+    pub(super) drained: watch::Sender<bool>,
+}
+
+impl Process {
+    pub(super) fn new(id: ProcessId, bundle: PathBuf, paths: Paths, stdio: Stdio) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            bundle,
+            paths,
+            life: Mutex::default(),
+            exit: watch::Sender::new(None),
+            stdio: Mutex::new(Some(stdio)),
+            drained: watch::Sender::new(false),
+        })
+    }
+}
+
+/// The name of a container's first process.
+pub fn first(container_id: &str) -> ProcessId {
+    ProcessId { container_id: container_id.to_owned(), exec_id: String::new() }
+}
+
+/// What it is called in a sentence.
+pub(super) fn name(id: &ProcessId) -> String {
+    match id.exec_id.as_str() {
+        "" => format!("the container {}", id.container_id),
+        exec_id => format!("the process {exec_id} of the container {}", id.container_id),
+    }
+}
+
+/// The exit of what ends with its machine.
+pub(super) fn killed_now() -> Exit {
+    Exit { status: KILLED_STATUS, at: SystemTime::now(), oom_killed: false }
+}
