@@ -23,8 +23,9 @@ use vmm_control::{CONTROL_FD, ConsoleSpec, Ending, FromMachine, MachineSpec, Rep
 
 use crate::{
     PodError, PodSpec,
-    launcher::{Carried, Launcher, MachineEnds, tell_what_to_boot},
+    launcher::{Launcher, MachineEnds, tell_what_to_boot},
     process::Spawned,
+    record::Carried,
     share::{Order, ServerReady, ServerStart, Share},
     streams::read_line,
 };

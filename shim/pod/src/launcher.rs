@@ -21,9 +21,9 @@ use vmm_control::{
 use crate::{
     ErrorKind, Installation, PodError, PodSpec,
     boot_files::BootFiles,
-    launch::mark,
+    moment::mark,
     process::Spawned,
-    record::{Record, TOKEN_VARIABLE},
+    record::{Carried, TOKEN_VARIABLE},
     share::{ServerReady, ServerStart, Share},
     share_server::hold,
 };
@@ -32,15 +32,6 @@ use crate::{
 const SPAWNED_VARIABLE: &str = "KATA_RS_SPAWNED_NANOS";
 /// Serial number of the guest image's disk.
 const IMAGE_SERIAL: &str = "guest-image";
-
-/// What every process of a pod is recorded in and carries.
-#[derive(Debug, Clone)]
-pub(crate) struct Carried {
-    /// The pod's record.
-    pub record: Record,
-    /// The pod's token.
-    pub token: String,
-}
 
 /// The VMM's ends of everything that connects it to the pod.
 #[derive(Debug)]

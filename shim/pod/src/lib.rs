@@ -37,6 +37,7 @@ mod launch;
 mod launcher;
 mod ledger;
 mod machine;
+mod moment;
 mod mount_options;
 mod pod;
 mod process;

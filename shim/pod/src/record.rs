@@ -59,6 +59,15 @@ impl Record {
     }
 }
 
+/// What every process of a pod is recorded in and carries.
+#[derive(Debug, Clone)]
+pub(crate) struct Carried {
+    /// The pod's record.
+    pub record: Record,
+    /// The pod's token.
+    pub token: String,
+}
+
 /// Reads a record back, oldest entry first. A missing record is an empty one; a line that does not parse (cut off by a crash) is left out.
 pub(crate) fn read(state_dir: &Path) -> io::Result<Vec<Entry>> {
     let file = match File::options()

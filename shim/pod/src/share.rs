@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 pub(crate) use self::mounting::parse_mounts;
 use self::tree::Tree;
-use crate::{ErrorKind, PodError, launcher::Carried, process::Spawned, share_server, storage::StoragePlan};
+use crate::{ErrorKind, PodError, process::Spawned, record::Carried, share_server, storage::StoragePlan};
 
 /// How long a container's mounts may take. A volume on a dead network file system can hold the thread for ever.
 const ADD_DEADLINE: Duration = Duration::from_secs(30);

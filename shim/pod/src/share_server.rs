@@ -12,9 +12,8 @@ use rustix::process::{Resource, getrlimit};
 use crate::{
     PodError,
     installation::missing,
-    launcher::Carried,
     process::{Spawned, start_ticks},
-    record::{Entry, Record, TOKEN_VARIABLE},
+    record::{Carried, Entry, Record, TOKEN_VARIABLE},
 };
 
 /// Number of the listening socket in the server.

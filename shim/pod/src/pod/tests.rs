@@ -3,15 +3,18 @@
 use std::{
     io::{Read, Write},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
 use vmm_control::Ending;
 
-use super::*;
+use super::{
+    life::{SIGKILL, START_FAILED_STATUS},
+    *,
+};
 use crate::{
-    RootFs, StdioWanted,
+    ContainerSpec, ExecSpec, ProcessStreams, RootFs, StdioWanted,
     double::{Double, Script},
 };
 

@@ -1,0 +1,145 @@
+//! A process's way from its start to the moment it is forgotten.
+
+use std::time::{Duration, SystemTime};
+
+use super::{Pod, detached};
+use crate::{
+    ErrorKind, Exit, PodError, ProcessId,
+    container::{Event, State},
+    task::Order,
+};
+
+/// Exit status of a process that could not be started, as a shell tells a command that is not found.
+pub(super) const START_FAILED_STATUS: u32 = 127;
+/// Exit status when the agent does not know its own process any more.
+const LOST_STATUS: u32 = 255;
+/// How long a container at its gate may take to die before it is deleted.
+const GATE_KILL_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const SIGKILL: u32 = 9;
+
+impl Pod {
+    /// Opens the gate (container) or runs the exec. Returns the guest's pid.
+    pub async fn start(&self, process: &ProcessId) -> Result<u32, PodError> {
+        let (pod, process) = (self.clone(), process.clone());
+        detached(async move {
+            pod.apply(&process, Event::StartAsked).await?;
+            match pod.shared.agent.start(&process).await {
+                Ok(pid) => {
+                    pod.apply(&process, Event::Started).await?;
+                    if process.is_exec() {
+                        pod.begin_wait(&process);
+                    }
+                    Ok(pid)
+                }
+                Err(error) => {
+                    // Told to have failed, it must not run after all, however late.
+                    if error.kind == ErrorKind::DeadlineExceeded {
+                        let killed = pod.shared.agent.signal(&process, SIGKILL, !process.is_exec()).await;
+                        pod.given_up(&process, &killed).await;
+                    }
+                    let exit = Exit { status: START_FAILED_STATUS, at: SystemTime::now(), oom_killed: false };
+                    let _ = pod.apply(&process, Event::StartFailed(exit)).await;
+                    Err(pod.explain(error).await)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Sends a signal to a process, or to all of its container. A guest that does not even answer to the SIGKILL of a container is given up, and
+    /// the machine's end is the container's.
+    pub async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<(), PodError> {
+        self.apply(process, Event::UseAsked).await?;
+        let sent = self.shared.agent.signal(process, signal, all).await;
+        if signal == SIGKILL && self.given_up(process, &sent).await {
+            return Ok(());
+        }
+        self.explained(sent).await
+    }
+
+    /// Gives the machine up when its agent is silent where a container must end: nothing else could end it any more, and the pod would never go.
+    /// An exec alone is not worth its pod.
+    async fn given_up<T>(&self, process: &ProcessId, answer: &Result<T, PodError>) -> bool {
+        let silent = matches!(answer, Err(error) if error.kind == ErrorKind::DeadlineExceeded);
+        if !silent || process.is_exec() {
+            return false;
+        }
+        self.shared.machine.condemn(format!("the agent in the guest is silent, and {process} has to end"));
+        self.shared.machine.gone().await;
+        true
+    }
+
+    /// Waits for the end of a process, or of the machine (status 137). Any number of callers.
+    pub async fn wait(&self, process: &ProcessId) -> Result<Exit, PodError> {
+        self.ask(|reply| Order::Wait(process.clone(), reply)).await
+    }
+
+    /// Forgets an ended process, or one that never ran, with all that it holds; a container at its gate is killed first.
+    /// The exit of what never ran is 0.
+    pub async fn delete(&self, process: &ProcessId) -> Result<Exit, PodError> {
+        let (pod, process) = (self.clone(), process.clone());
+        detached(async move {
+            if !process.is_exec() && pod.look(&process).await? == State::Created {
+                pod.end_at_gate(&process).await?;
+            }
+            let state = pod.apply(&process, Event::DeleteAsked).await?;
+            let deleted = pod.give_back(&process).await;
+            let event = if deleted.is_ok() { Event::Deleted } else { Event::DeleteFailed };
+            let _ = pod.apply(&process, event).await;
+            deleted?;
+            let never_ran = Exit { status: 0, at: SystemTime::now(), oom_killed: false };
+            Ok(match state {
+                Some(State::Deleting(Some(exit))) => exit,
+                _ => never_ran,
+            })
+        })
+        .await
+    }
+
+    async fn end_at_gate(&self, process: &ProcessId) -> Result<(), PodError> {
+        let killed = self.shared.agent.signal(process, SIGKILL, true).await;
+        if !self.given_up(process, &killed).await {
+            killed?;
+        }
+        let ended = tokio::time::timeout(GATE_KILL_DEADLINE, self.wait(process)).await;
+        ended
+            .map_err(|_| {
+                PodError::new(ErrorKind::DeadlineExceeded, format!("{process} does not die of SIGKILL: stop the pod"))
+            })?
+            .map(drop)
+    }
+
+    /// Both sides give up what a process holds; a dead machine holds nothing.
+    async fn give_back(&self, process: &ProcessId) -> Result<(), PodError> {
+        let deleted = self.shared.agent.delete(process).await;
+        // While others live, it can be tried again later.
+        if !self.ask(Order::AnythingAlive).await? {
+            self.given_up(process, &deleted).await;
+        }
+        match deleted {
+            Ok(()) => {}
+            Err(error) if error.kind == ErrorKind::NotFound => {}
+            Err(_) if self.shared.machine.gone_already().is_some() => {}
+            Err(error) => return Err(error),
+        }
+        if process.is_exec() { Ok(()) } else { self.shared.share.remove(&process.container_id).await }
+    }
+
+    /// Waits for a process's end in the background, without keeping the pod.
+    pub(super) fn begin_wait(&self, process: &ProcessId) {
+        let (agent, machine) = (self.shared.agent.clone(), self.shared.machine.clone());
+        let (orders, process) = (self.orders.downgrade(), process.clone());
+        tokio::spawn(async move {
+            let exit = match agent.wait(&process).await {
+                Ok(exit) => exit,
+                // The task tells everybody itself.
+                Err(_) if machine.gone_already().is_some() => return,
+                Err(error) => {
+                    log::error!("the agent lost {process}: {error}");
+                    Exit { status: LOST_STATUS, at: SystemTime::now(), oom_killed: false }
+                }
+            };
+            let _ = orders.upgrade().map(|orders| orders.send(Order::Exited(process, exit)));
+        });
+    }
+}
