@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io::{Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -246,6 +247,15 @@ impl Shim {
         self.task.start(quick(), &start(id, "")).await.expect("started");
     }
 
+    /// A running container, and the reader of its output.
+    async fn run_with_output(&self, id: &str) -> File {
+        let request = CreateTaskRequest { stdout: self.fifo("out"), ..self.create_request(id) };
+        let reader = File::options().read(true).write(true).open(&request.stdout).expect("reader");
+        self.task.create(quick(), &request).await.expect("created");
+        self.task.start(quick(), &start(id, "")).await.expect("started");
+        reader
+    }
+
     async fn add_exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<Empty> {
         let spec = Any { value: br#"{"args":["true"],"cwd":"/","user":{"uid":0,"gid":0}}"#.to_vec(), ..Any::default() };
         let request = ExecProcessRequest {
@@ -482,30 +492,28 @@ async fn figures_pids_and_connect_answer_for_what_is_there() {
     assert_eq!(code(shim.task.checkpoint(quick(), &request).await), Code::UNIMPLEMENTED);
 }
 
+fn ten_bytes(mut reader: &File) -> [u8; 10] {
+    let mut bytes = [0; 10];
+    reader.read_exact(&mut bytes).expect("read");
+    bytes
+}
+
 #[tokio::test]
 async fn delete_waits_until_the_output_is_where_it_belongs() {
     let shim = Shim::start().await;
-    let request = CreateTaskRequest { stdout: shim.fifo("out"), ..shim.create_request("c") };
-    let reader = std::fs::File::options().read(true).write(true).open(&request.stdout).expect("reader");
-    shim.task.create(quick(), &request).await.expect("created");
-    shim.task.start(quick(), &start("c", "")).await.expect("started");
+    let reader = shim.run_with_output("c").await;
     let id = process("c", "");
     shim.pod.far_stdout(&id).write_all(b"last words").expect("written");
     shim.pod.end(&id, 0);
     assert_eq!(shim.wait("c", "").await, 0);
     shim.task.delete(quick(), &delete("c", "")).await.expect("deleted");
-    let mut words = [0; 10];
-    (&reader).read_exact(&mut words).expect("read");
-    assert_eq!(&words, b"last words");
+    assert_eq!(&ten_bytes(&reader), b"last words");
 }
 
 #[tokio::test]
 async fn a_second_delete_waits_for_the_output_too() {
     let shim = Shim::start().await;
-    let request = CreateTaskRequest { stdout: shim.fifo("out"), ..shim.create_request("c") };
-    let reader = std::fs::File::options().read(true).write(true).open(&request.stdout).expect("reader");
-    shim.task.create(quick(), &request).await.expect("created");
-    shim.task.start(quick(), &start("c", "")).await.expect("started");
+    let reader = shim.run_with_output("c").await;
     let id = process("c", "");
     let mut output = shim.pod.far_stdout(&id);
     shim.pod.end(&id, 4);
@@ -522,9 +530,7 @@ async fn a_second_delete_waits_for_the_output_too() {
     for delete in deletes {
         assert_eq!(delete.await.expect("ran").expect("deleted").exit_status, 4);
     }
-    let mut words = [0; 10];
-    (&reader).read_exact(&mut words).expect("read");
-    assert_eq!(&words, b"last words");
+    assert_eq!(&ten_bytes(&reader), b"last words");
 }
 
 #[tokio::test]

@@ -2,8 +2,9 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard},
 };
 
@@ -27,6 +28,17 @@ fn run_in(flags: &[&str], image: &Path, words: &[&str]) -> Finished {
 
 fn sh(flags: &[&str], line: &str) -> Finished {
     run_in(flags, &prefix::image("busybox"), &["sh", "-c", line])
+}
+
+/// The command with a shell in its container that has said `ready`.
+fn ready(line: &str) -> Child {
+    let mut command = kata_rs();
+    command.arg("run").arg(prefix::image("busybox")).args(["sh", "-c", line]).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    let mut word = String::new();
+    BufReader::new(child.stdout.take().expect("asked for")).read_line(&mut word).expect("a line");
+    assert_eq!(word, "ready\n");
+    child
 }
 
 #[test]
@@ -164,17 +176,7 @@ fn ctrl_c_without_a_terminal_ends_the_container() {
     needs!(Kvm, Root, Stage);
     let _alone = alone();
     let before = Residue::now();
-    let mut child = kata_rs()
-        .arg("run")
-        .arg(prefix::image("busybox"))
-        .args(["sh", "-c", "trap 'exit 33' INT; echo ready; while :; do sleep 0.1; done"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let mut line = String::new();
-    let stdout = child.stdout.take().expect("asked for");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
-    assert_eq!(line, "ready\n");
+    let mut child = ready("trap 'exit 33' INT; echo ready; while :; do sleep 0.1; done");
     command::signal(child.id(), rustix::process::Signal::INT);
     assert_eq!(command::wait_for(&mut child, command::DEADLINE).expect("ends").code(), Some(33));
     before.assert_nothing_new();
@@ -185,16 +187,7 @@ fn a_killed_command_leaves_nothing_after_the_next_one() {
     needs!(Kvm, Root, Stage);
     let _alone = alone();
     let before = Residue::now();
-    let mut child = kata_rs()
-        .arg("run")
-        .arg(prefix::image("busybox"))
-        .args(["sh", "-c", "echo ready; sleep 1000"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().expect("asked for")), &mut line)
-        .expect("a line");
+    let mut child = ready("echo ready; sleep 1000");
     child.kill().expect("killed");
     child.wait().expect("reaped");
     sh(&[], "true").success();
