@@ -1,6 +1,6 @@
-//! The two images that tests and demos run: a busybox, and a Debian with Python.
+//! The images that tests and demos run: a busybox, a Debian with Python, and the pause program of a pod.
 //!
-//! Both hold `/etc/passwd` and `/etc/group` with the same people: root, nobody, and `app` (uid 1000) who is in two
+//! The first two hold `/etc/passwd` and `/etc/group` with the same people: root, nobody, and `app` (uid 1000) who is in two
 //! supplementary groups, so that every way of naming a user can be tested.
 //!
 //! A program whose library is in no layer is an error here, at build time, with the names of both; the package lists
@@ -92,6 +92,8 @@ pub enum Recipe {
     Busybox,
     /// Debian's base programs in one layer, Python 3.11 and its standard library in another.
     Python,
+    /// One static program that waits and reaps: what the first container of a Kubernetes pod runs.
+    Pause,
 }
 
 /// Why an image was not made.
@@ -188,6 +190,7 @@ impl Recipe {
         match self {
             Self::Busybox => "busybox",
             Self::Python => "python",
+            Self::Pause => "pause",
         }
     }
 
@@ -200,6 +203,7 @@ impl Recipe {
         match self {
             Self::Busybox => vec!["busybox", "libc6"],
             Self::Python => BASE.into_iter().chain(PYTHON).collect(),
+            Self::Pause => vec!["catatonit"],
         }
     }
 
@@ -215,6 +219,7 @@ impl Recipe {
                 ("Debian base", self.debian_layer(packages, &BASE, true)?),
                 ("Python", self.debian_layer(packages, &PYTHON, false)?),
             ],
+            Self::Pause => vec![("catatonit", self.pause(packages)?)],
         };
         check_libraries(trees.iter().map(|(_, tree)| tree))?;
         let mut layers = Vec::new();
@@ -228,6 +233,7 @@ impl Recipe {
         let command: &[&str] = match self {
             Self::Busybox => &["sh"],
             Self::Python => &["python3"],
+            Self::Pause => &["/usr/bin/catatonit", "-P"],
         };
         let versions: Vec<_> =
             packages.iter().map(|package| format!("{}={}", package.name(), package.version())).collect();
@@ -272,6 +278,14 @@ impl Recipe {
             }
         }
         add_base_files(&mut tree).map_err(lay_out)?;
+        Ok(tree)
+    }
+
+    fn pause(self, packages: &[Package]) -> Result<Tree, ImageError> {
+        let mut tree = Tree::default();
+        self.add_package(&mut tree, packages, "catatonit", Layout::AsPacked, |path| {
+            path == "usr/bin/catatonit" || path.ends_with("/copyright")
+        })?;
         Ok(tree)
     }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! agent binary ─────────────────► guest::tree ─► Tree ─► erofs::image ─► guest.erofs
-//! Debian packages ─► deb ─► Tree ─► layer ─► oci::Image::archive ─► busybox.tar, python.tar
+//! Debian packages ─► deb ─► Tree ─► layer ─► oci::Image::archive ─► busybox.tar, python.tar, pause.tar
 //! linux-image + programs ─► deb ─► Tree ─► cpio, erofs ─► emulated: initramfs, root disk ─► QEMU
 //! ```
 //!

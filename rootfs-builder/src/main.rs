@@ -93,6 +93,8 @@ enum Source {
     Busybox,
     /// Debian with Python 3.11
     Python,
+    /// The pause program of a pod
+    Pause,
 }
 
 impl From<Source> for Recipe {
@@ -100,6 +102,7 @@ impl From<Source> for Recipe {
         match source {
             Source::Busybox => Self::Busybox,
             Source::Python => Self::Python,
+            Source::Pause => Self::Pause,
         }
     }
 }

@@ -15,7 +15,7 @@ const MAY_USE: [(&str, &[&str]); 8] = [
     ("pod", &["vmm-control", "agent-protocol"]),
     ("shim", &["pod", "agent-protocol"]),
     ("cli", &["pod", "vmm-control"]),
-    ("tests", &["pod", "vmm-control"]),
+    ("tests", &["pod", "vmm-control", "cri"]),
     ("container", &[]),
     ("rootfs-builder", &[]),
 ];
