@@ -5,17 +5,30 @@
 //! instead. Where a container in a virtual machine must behave otherwise, the case says so by [`Case::unlike_in_a_vm`], with the reason
 //! and with what is asserted in its place: a difference is checked, too. The outcome is a table, `docs/conformance.md`, which holds no
 //! dates and no times, so that the same behaviour makes the same text.
+//!
+//! [`task`] drives a shim as containerd's task layer does: the start protocol, the Task service, and a listener for events.
 
+mod bundle;
 mod case;
+mod container;
+mod events;
+mod fifo;
+mod shim;
 mod subject;
 mod suite;
 mod table;
+pub mod task;
 
-pub use case::{Case, Difference, Outcome, Verdict};
+pub use bundle::{Bundle, process};
+pub use case::{Case, Check, Difference, Outcome, Verdict};
+pub use container::{SIGKILL, SIGTERM, Task};
+pub use events::{EventLog, Told};
+pub use fifo::{Reader, Stdio};
+pub use shim::{Answer, Deleted, Shim, code_of, refused};
 pub use subject::Subject;
 pub use suite::{Options, Report, run};
 
 /// Every case, in the order of the table.
 pub fn cases() -> Vec<Case> {
-    Vec::new()
+    task::cases()
 }

@@ -1,0 +1,216 @@
+//! Stdio as containerd gives it to a shim: named pipes in a folder, with somebody at the other end.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+
+/// Longest wait for output.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Makes a named pipe.
+///
+/// # Errors
+/// It is there already, or the folder is not.
+pub fn make(path: &Path) -> anyhow::Result<()> {
+    rustix::fs::mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+        .with_context(|| format!("cannot make the pipe {}", path.display()))
+}
+
+#[derive(Default)]
+struct Content {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+#[derive(Default)]
+struct Gathered {
+    read: Mutex<Content>,
+    news: Condvar,
+}
+
+impl Gathered {
+    fn read(&self) -> MutexGuard<'_, Content> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads one pipe to its end, on a thread of its own.
+pub struct Reader {
+    path: PathBuf,
+    gathered: Arc<Gathered>,
+}
+
+impl Reader {
+    /// Makes the pipe and reads it.
+    ///
+    /// # Errors
+    /// The pipe cannot be made.
+    pub fn new(path: &Path) -> anyhow::Result<Self> {
+        make(path)?;
+        let gathered = Arc::new(Gathered::default());
+        let (shared, source) = (Arc::clone(&gathered), path.to_owned());
+        thread::spawn(move || gather(&source, &shared));
+        Ok(Self { path: path.to_owned(), gathered })
+    }
+
+    /// All of it, when it has ended.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn whole(&self) -> anyhow::Result<String> {
+        self.wait_until("its end", |read| read.ended)
+    }
+
+    /// What came so far, as soon as that contains a text.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub fn until(&self, text: &str) -> anyhow::Result<String> {
+        self.wait_until(text, |read| String::from_utf8_lossy(&read.bytes).contains(text))
+    }
+
+    /// What came so far.
+    pub fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.gathered.read().bytes).into_owned()
+    }
+
+    /// Bytes of it so far.
+    pub fn len(&self) -> usize {
+        self.gathered.read().bytes.len()
+    }
+
+    /// Nothing came so far.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn wait_until(&self, what: &str, enough: impl Fn(&Content) -> bool) -> anyhow::Result<String> {
+        let end = Instant::now() + DEADLINE;
+        let mut read = self.gathered.read();
+        while !enough(&read) {
+            let left = end.checked_duration_since(Instant::now()).filter(|_| !read.ended);
+            let Some(left) = left else {
+                bail!("the output has no {what:?}: {:?}", String::from_utf8_lossy(&read.bytes));
+            };
+            read = self.gathered.news.wait_timeout(read, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(String::from_utf8_lossy(&read.bytes).into_owned())
+    }
+}
+
+impl Drop for Reader {
+    // The thread may still wait for a writer that never came.
+    fn drop(&mut self) {
+        drop(OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&self.path));
+    }
+}
+
+fn gather(path: &Path, gathered: &Gathered) {
+    let mut block = vec![0; 65536];
+    let mut source = File::open(path).ok();
+    while let Some(count) = source.as_mut().and_then(|source| source.read(&mut block).ok()).filter(|count| *count > 0) {
+        gathered.read().bytes.extend_from_slice(&block[..count]);
+        gathered.news.notify_all();
+    }
+    gathered.read().ended = true;
+    gathered.news.notify_all();
+}
+
+/// The pipes of one process.
+#[derive(Default)]
+pub struct Stdio {
+    /// Path of stdin, or nothing.
+    pub stdin: String,
+    /// Path of stdout, or nothing.
+    pub stdout: String,
+    /// Path of stderr, or nothing.
+    pub stderr: String,
+    /// Is it a terminal?
+    pub terminal: bool,
+    writer: Option<File>,
+    /// Reads stdout.
+    pub out: Option<Reader>,
+    /// Reads stderr.
+    pub err: Option<Reader>,
+}
+
+impl Stdio {
+    /// None at all.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Output and errors to pipes named `name.out` and `name.err`, which are read.
+    ///
+    /// # Errors
+    /// The pipes cannot be made.
+    pub fn output(folder: &Path, name: &str) -> anyhow::Result<Self> {
+        let (out, err) = (folder.join(format!("{name}.out")), folder.join(format!("{name}.err")));
+        Ok(Self {
+            stdout: out.display().to_string(),
+            stderr: err.display().to_string(),
+            out: Some(Reader::new(&out)?),
+            err: Some(Reader::new(&err)?),
+            ..Self::default()
+        })
+    }
+
+    /// The same, with a pipe named `name.in` for input.
+    ///
+    /// # Errors
+    /// The pipes cannot be made.
+    pub fn all(folder: &Path, name: &str) -> anyhow::Result<Self> {
+        let path = folder.join(format!("{name}.in"));
+        make(&path)?;
+        // Open for both, so that opening waits for nobody.
+        let writer = OpenOptions::new().read(true).write(true).open(&path)?;
+        Ok(Self { stdin: path.display().to_string(), writer: Some(writer), ..Self::output(folder, name)? })
+    }
+
+    /// A terminal: input and one output.
+    ///
+    /// # Errors
+    /// The pipes cannot be made.
+    pub fn terminal(folder: &Path, name: &str) -> anyhow::Result<Self> {
+        let all = Self::all(folder, name)?;
+        Ok(Self { terminal: true, stderr: String::new(), err: None, ..all })
+    }
+
+    /// Types.
+    ///
+    /// # Errors
+    /// There is no input, or it has been closed.
+    pub fn type_in(&mut self, text: &str) -> anyhow::Result<()> {
+        Ok(self.writer.as_mut().context("no input")?.write_all(text.as_bytes())?)
+    }
+
+    /// Closes this end of the input.
+    pub fn hang_up(&mut self) {
+        self.writer = None;
+    }
+
+    /// The whole of stdout.
+    ///
+    /// # Errors
+    /// There is none, or it does not end.
+    pub fn whole(&self) -> anyhow::Result<String> {
+        self.out.as_ref().context("no output")?.whole()
+    }
+
+    /// stdout, as soon as it contains a text.
+    ///
+    /// # Errors
+    /// It does not come.
+    pub fn until(&self, text: &str) -> anyhow::Result<String> {
+        self.out.as_ref().context("no output")?.until(text)
+    }
+}
