@@ -25,7 +25,7 @@ use vmm_virtio::{ConsoleTail, MmioTransport, VirtioDevice, mmio::QUEUE_NOTIFY_OF
 
 use crate::{
     bus::Bus,
-    devices::{DeviceError, DeviceFiles},
+    devices::{DeviceError, DeviceFiles, report_loss},
     event,
     exits::Exits,
     kvm::{Host, KvmError, Vcpu, Vm},
@@ -275,10 +275,12 @@ impl Loaded {
             called_exits.note_call();
             called_marks.note("agent call");
         });
-        let devices = devices.build(spec, tail.clone(), on_call, &sender)?;
+        let devices = devices.build(spec, tail.clone(), on_call)?;
         let mut transports = Vec::new();
         for (device, slot) in devices.list.into_iter().zip(&self.slots) {
-            transports.push(connect(&vm, &self.memory, device, *slot)?);
+            let mut transport = connect(&vm, &self.memory, device, *slot)?;
+            report_loss(&mut transport, sender.clone());
+            transports.push(transport);
         }
         let bus = Arc::new(Bus::new(Ports::new(early, tail), transports, marks.clone(), sender.clone()));
         marks.note("devices ready");

@@ -37,8 +37,10 @@ pub trait Interrupt: Send + Sync {
     }
     /// The configuration space has changed.
     fn signal_config(&self);
-    /// The driver broke the rules or the backend is lost: DEVICE_NEEDS_RESET, and a configuration interrupt.
+    /// The driver broke the rules: DEVICE_NEEDS_RESET, and a configuration interrupt.
     fn needs_reset(&self);
+    /// The host's part of the device is lost, for this cause: the same for the driver, and the machine's owner is told.
+    fn lost(&self, cause: &str);
     /// An eventfd that a foreign process may write to signal used buffers (vhost-user). From this call on the transport reports
     /// "used buffer" on every read of the interrupt status, as it cannot know when the foreigner wrote.
     fn queue_eventfd(&self) -> io::Result<EventFd>;

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -204,13 +204,14 @@ pub(crate) fn activation(
 pub(crate) struct RecordedInterrupt {
     signals: AtomicU32,
     reset: AtomicBool,
+    losses: Mutex<Vec<String>>,
     line: EventFd,
 }
 
 impl RecordedInterrupt {
     pub(crate) fn new() -> Arc<Self> {
         let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("eventfd");
-        Arc::new(Self { signals: AtomicU32::new(0), reset: AtomicBool::new(false), line })
+        Arc::new(Self { signals: AtomicU32::new(0), reset: AtomicBool::new(false), losses: Mutex::default(), line })
     }
 
     pub(crate) fn signals(&self) -> u32 {
@@ -219,6 +220,11 @@ impl RecordedInterrupt {
 
     pub(crate) fn line(&self) -> &EventFd {
         &self.line
+    }
+
+    /// The causes for which the device was lost.
+    pub(crate) fn losses(&self) -> Vec<String> {
+        self.losses.lock().expect("whole").clone()
     }
 
     pub(crate) fn reset_asked(&self) -> bool {
@@ -238,6 +244,10 @@ impl Interrupt for RecordedInterrupt {
     fn signal_config(&self) {}
     fn needs_reset(&self) {
         self.reset.store(true, Ordering::SeqCst);
+    }
+    fn lost(&self, cause: &str) {
+        self.losses.lock().expect("whole").push(cause.to_owned());
+        self.needs_reset();
     }
     fn queue_eventfd(&self) -> std::io::Result<EventFd> {
         self.line.try_clone()

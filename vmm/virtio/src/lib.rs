@@ -36,7 +36,9 @@ mod worker;
 pub use block::{Block, BlockBackend, FileBackend};
 pub use console::{Console, ConsoleTail};
 pub use device::{ActivateError, Activation, ActiveQueue, DeviceTraits, Interrupt, VirtioDevice};
-pub use fs::{OnServerLost, VhostUserFs};
+pub use fs::VhostUserFs;
 pub use mmio::{MmioTransport, TransportEvent};
 pub use rng::Rng;
+/// What [`VirtioDevice::stop`] gives back.
+pub use virtio_queue::QueueState;
 pub use vsock::{OnGuestCall, Vsock};

@@ -2,10 +2,9 @@
 //!
 //! A device is served by one thread and nobody else touches its queues meanwhile. [`Worker::spawn`] moves the serving state into the thread,
 //! [`Worker::stop`] moves it out again, so there is nothing to lock. A thread that meets a [`Fault`] asks the driver for a reset and ends;
-//! its state waits to be collected by `stop`.
+//! its state waits to be collected by `stop`. When the host is to blame for the fault, whoever owns the machine is told as well.
 
 use std::{
-    error::Error,
     io,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -15,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::{
     device::{ActivateError, Interrupt},
-    fault::Fault,
+    fault::{Fault, with_causes},
     log_limit::warn_limited,
 };
 
@@ -43,8 +42,9 @@ impl<S: Serve> Worker<S> {
         let device = name.to_owned();
         let body = move || {
             if let Err(fault) = state.serve(&stop_seen) {
-                report(&device, &fault);
-                interrupt.needs_reset();
+                let cause = with_causes(&fault);
+                warn_limited!("device {device}: {cause}");
+                if fault.is_the_hosts() { interrupt.lost(&cause) } else { interrupt.needs_reset() }
             }
             state
         };
@@ -63,32 +63,29 @@ impl<S: Serve> Worker<S> {
     }
 }
 
-fn report(device: &str, fault: &Fault) {
-    let mut text = fault.to_string();
-    let mut cause = fault.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    warn_limited!("device {device}: {text}");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::RecordedInterrupt;
+    use crate::{chain::ChainFault, driver::RecordedInterrupt};
 
     struct Waits {
         rounds: u32,
-        breaks: bool,
+        breaks: Option<fn() -> Fault>,
+    }
+
+    fn host_fault() -> Fault {
+        Fault::Io { operation: "a test", source: io::Error::other("planted") }
+    }
+
+    fn guest_fault() -> Fault {
+        Fault::Chain { index: 0, source: ChainFault::TooShort { len: 0, wanted: 1 } }
     }
 
     impl Serve for Waits {
         fn serve(&mut self, stop: &EventFd) -> Result<(), Fault> {
             self.rounds += 1;
-            if self.breaks {
-                return Err(Fault::Io { operation: "a test", source: io::Error::other("planted") });
+            if let Some(fault) = self.breaks {
+                return Err(fault());
             }
             let events = crate::events::Events::new().map_err(Fault::io("epoll"))?;
             events.watch(stop, vmm_sys_util::epoll::EventSet::IN, 0).map_err(Fault::io("epoll"))?;
@@ -100,7 +97,7 @@ mod tests {
     #[test]
     fn stop_ends_the_thread_and_gives_its_state_back() {
         let interrupt = RecordedInterrupt::new();
-        let worker = Worker::spawn("test", Waits { rounds: 0, breaks: false }, interrupt.clone()).expect("a thread");
+        let worker = Worker::spawn("test", Waits { rounds: 0, breaks: None }, interrupt.clone()).expect("a thread");
         assert_eq!(worker.stop().map(|state| state.rounds), Some(1));
         assert!(!interrupt.reset_asked());
     }
@@ -108,8 +105,20 @@ mod tests {
     #[test]
     fn a_thread_that_fails_asks_for_a_reset_and_keeps_its_state() {
         let interrupt = RecordedInterrupt::new();
-        let worker = Worker::spawn("test", Waits { rounds: 0, breaks: true }, interrupt.clone()).expect("a thread");
+        let failing = Waits { rounds: 0, breaks: Some(guest_fault) };
+        let worker = Worker::spawn("test", failing, interrupt.clone()).expect("a thread");
         assert!(interrupt.wait_for_reset());
         assert_eq!(worker.stop().map(|state| state.rounds), Some(1));
+        assert!(interrupt.losses().is_empty(), "the guest's own fault is between it and the device");
+    }
+
+    #[test]
+    fn a_fault_of_the_host_is_told_to_the_machine_with_its_causes() {
+        let interrupt = RecordedInterrupt::new();
+        let failing = Waits { rounds: 0, breaks: Some(host_fault) };
+        let worker = Worker::spawn("test", failing, interrupt.clone()).expect("a thread");
+        worker.stop();
+        assert!(interrupt.reset_asked());
+        assert_eq!(interrupt.losses(), ["a test failed on the host: planted"]);
     }
 }

@@ -4,18 +4,13 @@
 //! connected socket, and after that kicks and interrupts go between the guest and the server without us. The server gets guest-physical
 //! addresses where the protocol asks for ours: the two only have to be consistent, and it has no business with our address space.
 //!
-//! A server that goes away while the device is active ends in DEVICE_NEEDS_RESET and a call to the owner's hook. The server is trusted less than
+//! A server that goes away while the device is active ends in DEVICE_NEEDS_RESET and a word to the machine's owner. The server is trusted less than
 //! we are, so every answer has a deadline.
 
 mod message;
 mod session;
 
-use std::{
-    io,
-    os::unix::net::UnixStream,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, os::unix::net::UnixStream, time::Duration};
 
 use virtio_bindings::bindings::{
     virtio_config::VIRTIO_F_VERSION_1,
@@ -50,19 +45,12 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1
 /// How long the server may take to answer. It may still be starting, on a busy host.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
-/// Called when the server goes away while the guest uses it.
-pub type OnServerLost = Box<dyn FnMut() + Send>;
-
-/// Shared with the watching thread; called at most once.
-type Hook = Arc<Mutex<Option<OnServerLost>>>;
-
 /// A file system device whose files are another process's.
 pub struct VhostUserFs {
     name: String,
-    tag: [u8; TAG_LEN],
+    tag: String,
     stream: UnixStream,
     session: Option<Session>,
-    hook: Hook,
     active: Option<Active>,
 }
 
@@ -85,15 +73,7 @@ impl VhostUserFs {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(ANSWER_TIME))?;
         stream.set_write_timeout(Some(ANSWER_TIME))?;
-        let mut padded = [0; TAG_LEN];
-        padded.iter_mut().zip(tag.bytes()).for_each(|(into, byte)| *into = byte);
-        let hook = Arc::new(Mutex::new(None));
-        Ok(Self { name: name.to_owned(), tag: padded, stream, session: None, hook, active: None })
-    }
-
-    /// Calls `hook` once, from the device's thread, when the server goes away while the guest uses it.
-    pub fn on_server_lost(&mut self, hook: OnServerLost) {
-        *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(hook);
+        Ok(Self { name: name.to_owned(), tag: tag.to_owned(), stream, session: None, active: None })
     }
 
     fn refused(&self, error: &SessionError) -> ActivateError {
@@ -127,7 +107,8 @@ impl VirtioDevice for VhostUserFs {
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
         let mut config = [0; CONFIG_LEN];
-        let fields = self.tag.into_iter().chain(REQUEST_QUEUES.to_le_bytes());
+        let padding = std::iter::repeat_n(0, TAG_LEN.saturating_sub(self.tag.len()));
+        let fields = self.tag.bytes().chain(padding).chain(REQUEST_QUEUES.to_le_bytes());
         config.iter_mut().zip(fields).for_each(|(into, byte)| *into = byte);
         read_bytes(&config, offset, data);
     }
@@ -146,7 +127,7 @@ impl VirtioDevice for VhostUserFs {
             source,
         };
         let stream = self.stream.try_clone().map_err(socket_error)?;
-        let watch = Watch { stream, hook: self.hook.clone() };
+        let watch = Watch { stream, tag: self.tag.clone() };
         let watch = Worker::spawn(&self.name, watch, with.interrupt.clone())?;
         self.active = Some(Active { watch, queues: with.queues, memory: with.memory });
         Ok(())
@@ -181,7 +162,7 @@ fn state_of(active: ActiveQueue, next_avail: Option<u16>, memory: &GuestMemoryMm
 /// The thread that waits for the server's death.
 struct Watch {
     stream: UnixStream,
-    hook: Hook,
+    tag: String,
 }
 
 const STOP: u64 = 0;
@@ -199,10 +180,7 @@ impl Serve for Watch {
         if seen == Some(STOP) {
             return Ok(());
         }
-        if let Some(mut hook) = self.hook.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            hook();
-        }
-        Err(Fault::Io { operation: "talking to the file server", source: io::ErrorKind::ConnectionAborted.into() })
+        Err(Fault::Server { tag: self.tag.clone() })
     }
 }
 

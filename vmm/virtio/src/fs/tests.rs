@@ -5,10 +5,7 @@ use std::{
     io::{Read, Write},
     os::{fd::OwnedFd, unix::net::UnixListener},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     thread::JoinHandle,
 };
 
@@ -166,16 +163,12 @@ fn a_server_that_dies_asks_for_a_reset_and_tells_the_machine_once() {
     let mut bench = Bench::over(ours, shared_memory(1 << 20));
     let killer = theirs.try_clone().expect("clone");
     let server = Server::good().run(theirs);
-    let losses = Arc::new(AtomicU32::new(0));
-    let counted = losses.clone();
-    bench.fs.on_server_lost(Box::new(move || {
-        counted.fetch_add(1, Ordering::SeqCst);
-    }));
     bench.activate().expect("starts");
     killer.shutdown(std::net::Shutdown::Both).expect("kill");
     assert!(bench.interrupt.wait_for_reset());
     assert_eq!(bench.fs.stop().len(), 2);
-    assert_eq!(losses.load(Ordering::SeqCst), 1);
+    assert_eq!(bench.interrupt.losses().len(), 1);
+    assert!(bench.interrupt.losses()[0].starts_with("the file server of share "), "{:?}", bench.interrupt.losses());
     server.join().expect("server");
 }
 

@@ -27,8 +27,8 @@ pub(super) struct MmioInterrupt {
     on_lost: OnceLock<OnLost>,
 }
 
-/// Called when an active device can no longer serve.
-pub type OnLost = Box<dyn Fn() + Send + Sync>;
+/// Called with the cause when the host's part of an active device is lost.
+pub type OnLost = Box<dyn Fn(&str) + Send + Sync>;
 
 impl MmioInterrupt {
     pub(super) fn new(line: EventFd) -> Self {
@@ -47,12 +47,6 @@ impl MmioInterrupt {
         if self.on_lost.set(hook).is_err() {
             log::debug!("a device's hook for its loss was set already");
         }
-    }
-
-    /// DEVICE_NEEDS_RESET, without a word to the machine.
-    pub(super) fn ask_for_reset(&self) {
-        self.needs_reset.store(true, Ordering::SeqCst);
-        self.raise(CONFIG_CHANGE);
     }
 
     /// What the driver reads from InterruptStatus.
@@ -110,9 +104,14 @@ impl Interrupt for MmioInterrupt {
     }
 
     fn needs_reset(&self) {
-        self.ask_for_reset();
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.raise(CONFIG_CHANGE);
+    }
+
+    fn lost(&self, cause: &str) {
+        self.needs_reset();
         if let Some(hook) = self.on_lost.get() {
-            hook();
+            hook(cause);
         }
     }
 

@@ -14,7 +14,8 @@ use super::{
     status::{self, Step},
 };
 use crate::{
-    device::{Activation, ActiveQueue, DeviceTraits, VirtioDevice},
+    device::{Activation, ActiveQueue, DeviceTraits, Interrupt, VirtioDevice},
+    fault::with_causes,
     log_limit::warn_limited,
 };
 
@@ -102,8 +103,9 @@ impl MmioTransport {
         &self.kicks
     }
 
-    /// Calls `hook`, from the device's thread, when the device has stopped serving on its own: the driver broke the rules, the host refused
-    /// something, or a server went away. The log says which; the driver sees DEVICE_NEEDS_RESET. Set it before the guest runs.
+    /// Calls `hook` with the cause when the device cannot serve for the host's sake: the kernel refused something, or a server went away.
+    /// The call comes from the device's thread, or from a vCPU's when the device does not even start. Set it before the guest runs.
+    /// What the driver does wrong is not told here: the driver sees DEVICE_NEEDS_RESET, and that is all.
     pub fn on_lost(&mut self, hook: OnLost) {
         self.interrupt.on_lost(hook);
     }
@@ -287,8 +289,9 @@ impl MmioTransport {
         match activated {
             Ok(()) => TransportEvent::DriverOk,
             Err(error) => {
-                warn_limited!("device {}: it does not start: {error}", self.traits.name);
-                self.interrupt.ask_for_reset();
+                let cause = format!("it does not start: {}", with_causes(&*error));
+                warn_limited!("device {}: {cause}", self.traits.name);
+                self.interrupt.lost(&cause);
                 TransportEvent::Failed
             }
         }

@@ -288,11 +288,21 @@ fn a_foreign_signaller_makes_every_status_read_say_used_buffer_until_reset() {
 fn a_device_that_is_lost_is_told_to_driver_and_machine() {
     let mut bench = Bench::new();
     let (lost, losses) = std::sync::mpsc::channel();
-    bench.transport.on_lost(Box::new(move || lost.send(()).expect("the test listens")));
+    bench.transport.on_lost(Box::new(move |cause| lost.send(cause.to_owned()).expect("the test listens")));
+    bench.drive_to(15);
+    let interrupt = bench.seen().activations[0].interrupt.clone();
+    interrupt.lost("the host is out of memory");
+    assert_eq!(losses.try_iter().collect::<Vec<_>>(), ["the host is out of memory"]);
+    assert_eq!((bench.read(0x70), bench.read(0x60)), (15 | 64, 2));
+}
+
+#[test]
+fn a_driver_that_breaks_the_rules_is_told_and_the_machine_is_not() {
+    let mut bench = Bench::new();
+    bench.transport.on_lost(Box::new(|cause| panic!("told the machine: {cause}")));
     bench.drive_to(15);
     let interrupt = bench.seen().activations[0].interrupt.clone();
     interrupt.needs_reset();
-    assert_eq!(losses.try_iter().count(), 1);
     assert_eq!((bench.read(0x70), bench.read(0x60)), (15 | 64, 2));
 }
 
