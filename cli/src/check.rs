@@ -8,7 +8,10 @@ use std::{
 };
 
 use clap::Args;
-use pod::Installation;
+use pod::{
+    Configuration, Installation,
+    configuration::{CONFIGURATION_FILE, ConfigurationError},
+};
 use serde::Serialize;
 use vmm_control::{KvmKind, Probe};
 
@@ -82,7 +85,7 @@ fn lines() -> Vec<Line> {
             "install kata-rs again: `make install PREFIX=/opt/kata-rs`",
         )),
     }
-    lines.extend([overlayfs(), memory(), containerd()]);
+    lines.extend([configuration(Configuration::load()), overlayfs(), memory(), containerd()]);
     lines
 }
 
@@ -182,6 +185,24 @@ fn judge(what: &'static str, probe: &Probe) -> Line {
     ok(what, format!("{kind}, up to {} vCPUs a machine", probe.vcpus_max))
 }
 
+fn configuration(loaded: Result<Configuration, ConfigurationError>) -> Line {
+    let what = "configuration";
+    match loaded {
+        Ok(configuration) if configuration.files.is_empty() => {
+            ok(what, format!("all defaults: {CONFIGURATION_FILE} is not there"))
+        }
+        Ok(configuration) => {
+            let files: Vec<_> = configuration.files.iter().map(|path| path.display().to_string()).collect();
+            ok(what, format!("{} (`kata-rs env` shows what it comes to)", files.join(", ")))
+        }
+        Err(error) => {
+            let place = error.line.map_or_else(|| error.path.clone(), |line| format!("{}:{line}", error.path));
+            let advice = format!("correct {place}; until then no pod starts (docs/configuration.md lists all keys)");
+            fail(what, format!("{place}: {}", error.cause), advice)
+        }
+    }
+}
+
 fn overlayfs() -> Line {
     let what = "overlayfs";
     match std::fs::read_to_string("/proc/filesystems") {
@@ -244,6 +265,14 @@ mod tests {
             assert!(line.found.contains(&path.display().to_string()), "{}", line.found);
             assert!(line.advice.is_some());
         }
+    }
+
+    #[test]
+    fn a_broken_configuration_fails_with_its_place_and_what_to_do() {
+        let broken = ConfigurationError { path: "/etc/x.toml".into(), line: Some(3), cause: "unknown key".into() };
+        let line = configuration(Err(broken));
+        assert_eq!((line.verdict, line.found.as_str()), (Verdict::Fail, "/etc/x.toml:3: unknown key"));
+        assert!(line.advice.expect("there is something to do").contains("/etc/x.toml:3"));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! A thin front of the `pod` library, as the shim is: what a pod is and how it comes and goes is decided there. Here is what only a
 //! command has: images on disk ([`image`]), flags turned into an OCI spec ([`spec`]), the caller's terminal ([`terminal`]),
-//! and whether this host is ready ([`check`]).
+//! whether this host is ready ([`check`]), and what the operator's configuration comes to ([`env`]).
 
 mod check;
+mod env;
 mod image;
 mod run;
 mod scratch;
@@ -31,12 +32,15 @@ enum Verb {
     Run(Box<run::Flags>),
     /// Say whether this host is ready, and what to do where it is not
     Check(check::Flags),
+    /// Show the configuration that holds, and where each value comes from
+    Env(env::Flags),
 }
 
 fn main() {
     let status = match Command::parse().verb {
         Verb::Run(flags) => run::main(&flags),
         Verb::Check(flags) => check::main(&flags),
+        Verb::Env(flags) => env::main(&flags),
     };
     std::process::exit(status);
 }

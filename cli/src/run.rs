@@ -8,8 +8,10 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use pod::{
-    ContainerSpec, ErrorKind, HostMount, Installation, Pod, PodError, PodSpec, ProcessId, RootFs, StdioWanted,
-    sizing::MachineSize,
+    Configuration, ContainerSpec, ErrorKind, HostMount, Installation, Pod, PodError, PodSpec, ProcessId, RootFs,
+    StdioWanted,
+    setting::Source,
+    sizing::{Limits, MachineSize},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -128,12 +130,14 @@ async fn run(flags: &Flags) -> anyhow::Result<i32> {
     }
     let mut moments = Moments::default();
     moments.mark("command starts");
+    let configuration = Configuration::load().map_err(PodError::from)?;
     let installation = Installation::find()?;
     let scratch = Scratch::make(&format!("{}", std::process::id())).context("cannot make the folders of the run")?;
     // The machine boots while the image is made ready.
     let (owned, writes) = (flags.clone(), scratch.writes());
     let image = tokio::task::spawn_blocking(move || container_spec(&owned, &writes));
-    let (launched, container) = tokio::join!(Pod::launch(&installation, pod_spec(flags, &scratch)), image);
+    let (launched, container) =
+        tokio::join!(Pod::launch(&installation, pod_spec(flags, &scratch, &configuration)), image);
     let container = container.context("the image could not be made ready")?;
     let pod = match launched {
         Ok(pod) => pod,
@@ -260,20 +264,28 @@ impl Signals {
     }
 }
 
-fn pod_spec(flags: &Flags, scratch: &Scratch) -> PodSpec {
-    let memory = flags.memory.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
-    let quota = flags.cpus.map(|millis| i64::try_from(millis * spec::CPU_PERIOD_USEC / 1000).unwrap_or(i64::MAX));
-    let size = MachineSize::for_limits(memory, quota, Some(spec::CPU_PERIOD_USEC));
+fn pod_spec(flags: &Flags, scratch: &Scratch, configuration: &Configuration) -> PodSpec {
+    let size = machine_size(flags, configuration);
+    size.warnings.iter().for_each(|warning| eprintln!("kata-rs: {warning}"));
     PodSpec {
         id: scratch.id().to_owned(),
         state_dir: scratch.pod_state(),
-        vcpus: size.vcpus,
-        memory_mib: size.memory_mib,
+        vcpus: size.vcpus.value,
+        memory_mib: size.memory_mib.value,
         hostname: flags.hostname.clone(),
         sysctls: Default::default(),
         resolv_conf: String::new(),
-        extra_cmdline: String::new(),
+        extra_cmdline: size.command_line(),
     }
+}
+
+fn machine_size(flags: &Flags, configuration: &Configuration) -> MachineSize {
+    let memory = flags.memory.map(|bytes| (i64::try_from(bytes).unwrap_or(i64::MAX), Source::Flag("--memory")));
+    let quota = flags.cpus.map(|millis| {
+        let quota = i64::try_from(millis * spec::CPU_PERIOD_USEC / 1000).unwrap_or(i64::MAX);
+        (quota, Some(spec::CPU_PERIOD_USEC), Source::Flag("--cpus"))
+    });
+    MachineSize::plan(&Limits::stated(quota, memory), &Default::default(), configuration)
 }
 
 fn container_spec(flags: &Flags, writes: &Writes) -> anyhow::Result<ContainerSpec> {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use oci_spec::runtime::Spec;
-use pod::{Installation, Pod, PodSpec, sizing::MachineSize};
+use pod::{Configuration, Installation, Pod, PodError, PodSpec, sizing::MachineSize};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -130,25 +130,34 @@ async fn serve_pod(
 }
 
 async fn launch(bundle: PathBuf, group: Group) -> Result<Arc<dyn PodFront>, Refusal> {
-    let spec = pod_spec(&bundle::spec(&bundle)?, group);
+    let configuration = Configuration::load().map_err(PodError::from)?;
+    // What containerd's own debug mode has raised stays.
+    if log::max_level() < log::LevelFilter::Debug {
+        log::set_max_level(configuration.log_level.value);
+    }
+    let oci = bundle::spec(&bundle)?;
+    let resources = oci.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let size = MachineSize::of_pod(oci.annotations().as_ref(), resources, &configuration)?;
+    size.warnings.iter().for_each(|warning| log::warn!("pod {}: {warning}", group.id));
+    log::info!("pod {}: the machine has {size}", group.id);
+    let spec = pod_spec(&oci, group, &size);
     let installation = Installation::find()?;
     Ok(Arc::new(Pod::launch(&installation, spec).await?))
 }
 
 /// The pod that the group's first container asks for. Pure.
-fn pod_spec(oci: &Spec, group: Group) -> PodSpec {
+fn pod_spec(oci: &Spec, group: Group, size: &MachineSize) -> PodSpec {
     // The machine is the pod's network namespace: what is set per network namespace is set for the whole of it.
     let sysctls = oci.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
-    let size = MachineSize::for_container(oci);
     PodSpec {
         id: group.id.clone(),
         state_dir: group.state_dir,
-        vcpus: size.vcpus,
-        memory_mib: size.memory_mib,
+        vcpus: size.vcpus.value,
+        memory_mib: size.memory_mib.value,
         hostname: oci.hostname().clone().unwrap_or_else(|| host_name(&group.id)),
         sysctls: sysctls.into_iter().filter(|(name, _)| name.starts_with("net.")).collect(),
         resolv_conf: String::new(),
-        extra_cmdline: String::new(),
+        extra_cmdline: size.command_line(),
     }
 }
 
@@ -199,12 +208,22 @@ mod tests {
     }
 
     #[test]
+    use pod::setting::{Setting, Source};
+
     fn the_pod_takes_the_network_sysctls_and_leaves_the_others_to_the_container() {
         let group = Group::named(Path::new("/r"), "", "ns", "pod1");
         let spec = oci(
             r#"{"ociVersion":"1.0.2","hostname":"h","linux":{"sysctl":{"net.ipv4.ip_forward":"1","kernel.shm_rmid_forced":"1"}}}"#,
         );
-        let pod = pod_spec(&spec, group);
+        let size = MachineSize {
+            vcpus: Setting::new(2, Source::Default),
+            memory_mib: Setting::new(256, Source::Default),
+            console_level: Some(7),
+            agent_log_level: None,
+            warnings: vec![],
+        };
+        let pod = pod_spec(&spec, group, &size);
+        assert_eq!((pod.vcpus, pod.memory_mib, pod.extra_cmdline.as_str()), (2, 256, "loglevel=7"));
         assert_eq!((pod.id.as_str(), pod.hostname.as_str()), ("pod1", "h"));
         assert_eq!(pod.sysctls.into_iter().collect::<Vec<_>>(), [("net.ipv4.ip_forward".to_owned(), "1".to_owned())]);
     }

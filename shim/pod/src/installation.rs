@@ -2,6 +2,9 @@
 //!
 //! An installation is one folder (`/opt/kata-rs`, or `target/stage` of a build): `bin/` for what people and containerd start,
 //! `libexec/kata-rs/` for what we start, `share/kata-rs/` for what the machine is made of. Nothing is looked for on PATH.
+//!
+//! An installed one is `versions/VERSION` below that folder, reached by links. Links are resolved once, here: what is found is the
+//! version that runs, so that a pod uses the files of one version for its whole life, wherever the links point by then.
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +16,8 @@ pub const PREFIX_VARIABLE: &str = "KATA_RS_PREFIX";
 /// Where our own files are. Found from the running binary, or KATA_RS_PREFIX.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installation {
+    /// The folder of it all.
+    pub prefix: PathBuf,
     /// `kata-rs-vmm`.
     pub vmm: PathBuf,
     /// The file server.
@@ -29,12 +34,13 @@ impl Installation {
     /// The installation of the running binary (`PREFIX/bin/<binary>`), or of KATA_RS_PREFIX. Files are looked at when they are needed.
     pub fn find() -> Result<Self, PodError> {
         if let Some(prefix) = std::env::var_os(PREFIX_VARIABLE).filter(|p| !p.is_empty()) {
-            // Programs are started from another folder than ours.
-            let prefix = std::path::absolute(&prefix).map_err(|e| PodError::host("cannot tell where we are", e))?;
-            return Ok(Self::at(&prefix));
+            // Programs are started from another folder than ours. One that is not there is named file by file later.
+            let absolute = std::path::absolute(&prefix).map_err(|e| PodError::host("cannot tell where we are", e))?;
+            return Ok(Self::at(&absolute.canonicalize().unwrap_or(absolute)));
         }
         let binary = std::env::current_exe()
             .map_err(|e| PodError::host("cannot tell where this binary is (/proc/self/exe)", e))?;
+        // The kernel resolved all links when it started the binary (proc(5)).
         match binary.parent().and_then(Path::parent) {
             Some(prefix) => Ok(Self::at(prefix)),
             None => Err(PodError::new(
@@ -48,6 +54,7 @@ impl Installation {
     pub fn at(prefix: &Path) -> Self {
         let (libexec, share) = (prefix.join("libexec/kata-rs"), prefix.join("share/kata-rs"));
         Self {
+            prefix: prefix.to_owned(),
             vmm: libexec.join("kata-rs-vmm"),
             virtiofsd: libexec.join("virtiofsd"),
             kernel_hw: share.join("vmlinux-hw"),

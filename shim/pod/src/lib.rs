@@ -27,11 +27,14 @@
 
 mod agent;
 mod boot_files;
+pub mod annotations;
 mod clean_up;
 mod console;
+pub mod configuration;
 mod container;
 mod error;
 mod ids;
+mod host;
 mod installation;
 mod launch;
 mod launcher;
@@ -47,6 +50,7 @@ mod share_server;
 pub mod sizing;
 mod spec;
 mod state_dir;
+pub mod setting;
 mod storage;
 mod streams;
 mod task;
@@ -62,3 +66,4 @@ pub use installation::Installation;
 pub use pod::Pod;
 pub use spec::{ContainerSpec, ExecSpec, Exit, HostMount, PodSpec, ProcessId, ProcessStreams, RootFs, StdioWanted};
 pub use vmm_control::Report;
+pub use configuration::Configuration;

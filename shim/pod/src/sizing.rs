@@ -1,11 +1,29 @@
-//! How large a machine a container asks for. Pure.
+//! How large a machine is. Pure.
 //!
-//! A container's memory limit is what it may use, so the machine has that much and what guest kernel and agent need themselves.
+//! ```text
+//! a pod of Kubernetes      what its containers may use in sum, which the kubelet tells by annotations of the sandbox
+//! a container by itself    its own limits
+//! neither says anything    the operator's defaults
+//!         then             an annotation that the operator allows; the operator's bounds hold always
+//! ```
+//! A memory limit is what containers may use, so the machine has that much and what guest kernel and agent need themselves.
 //! Memory is backed by the host only when the guest touches it, so a generous machine costs the guest kernel's book-keeping only
 //! (one 64-byte `struct page` for each 4 KiB: 1.6 %).
+//!
+//! A limit is the most that something may take, so one above the operator's bounds is capped, with a word in the log; a wish of the
+//! pod's author is for exactly that, so one out of bounds is refused ([`crate::annotations`]). The same holds for a container that
+//! comes into the pod later with a limit above the machine: it starts, and the machine is its limit.
 
-use oci_spec::runtime::Spec;
-use vmm_control::{MEMORY_MIB_MAX, VCPUS_MAX};
+use std::{collections::HashMap, fmt};
+
+use oci_spec::runtime::LinuxResources;
+
+use crate::{
+    ErrorKind, PodError,
+    annotations::{Annotation, Wishes},
+    configuration::{Configuration, LogLevel, log_word},
+    setting::{Setting, Source},
+};
 
 /// Memory of a pod whose containers have no limit.
 pub const MEMORY_DEFAULT_MIB: u32 = 512;
@@ -17,92 +35,209 @@ pub const MEMORY_LEAST_MIB: u32 = 128;
 pub const VCPUS_DEFAULT: u8 = 1;
 /// The kernel's own CFS period when a quota comes without one, in microseconds.
 const CPU_PERIOD_DEFAULT_MICROS: u64 = 100_000;
+/// CPU shares that stand for a whole CPU that is requested (Kubernetes, and the default weight of a cgroup).
+const SHARES_OF_A_CPU: u64 = 1024;
+/// The guest kernel's book-keeping is a part of this size of the memory it keeps.
+const BOOK_KEEPING_PART: u64 = 64;
 
-/// The size of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether a container is the pod's sandbox or one in it; containerd's CRI sets it (pkg/cri/annotations).
+pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// The value of [`CONTAINER_TYPE`] for a sandbox.
+pub const CONTAINER_TYPE_SANDBOX: &str = "sandbox";
+/// Sum of the containers' CPU quotas, in microseconds a period; 0 for none.
+pub const SANDBOX_CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+/// The period of that quota, in microseconds.
+pub const SANDBOX_CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+/// Sum of the containers' CPU requests, as CPU shares.
+pub const SANDBOX_CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
+/// Sum of the containers' memory limits, in bytes; 0 for none.
+pub const SANDBOX_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// What a pod's containers may use in sum.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Whole CPUs, rounded up.
+    cpus: Option<Setting<u64>>,
+    /// Memory in bytes.
+    memory_bytes: Option<Setting<u64>>,
+}
+
+impl Limits {
+    /// Those of the pod whose first container this is: the sandbox's annotations, or the container's own.
+    ///
+    /// # Errors
+    /// A sizing annotation is malformed: an invalid argument that names it.
+    pub fn of_pod(annotations: &HashMap<String, String>, resources: Option<&LinuxResources>) -> Result<Self, PodError> {
+        match annotations.get(CONTAINER_TYPE).map(String::as_str) {
+            Some(CONTAINER_TYPE_SANDBOX) => Self::of_sandbox(annotations),
+            _ => Ok(resources.map(Self::of_container).unwrap_or_default()),
+        }
+    }
+
+    /// Those of one container by itself. Shares are its weight among others, and it is alone.
+    pub fn of_container(resources: &LinuxResources) -> Self {
+        let cpu = resources.cpu().as_ref();
+        let (quota, period) = (cpu.and_then(|c| c.quota()), cpu.and_then(|c| c.period()));
+        let memory = resources.memory().as_ref().and_then(|m| m.limit());
+        Self::stated(
+            quota.map(|quota| (quota, period, Source::Limit("linux.resources.cpu.quota"))),
+            memory.map(|bytes| (bytes, Source::Limit("linux.resources.memory.limit"))),
+        )
+    }
+
+    /// Those of a command: a quota in microseconds with its period, and bytes; nothing or a number below 1 is no limit.
+    pub fn stated(quota: Option<(i64, Option<u64>, Source)>, memory: Option<(i64, Source)>) -> Self {
+        Self {
+            cpus: quota.and_then(|(quota, period, source)| Some(Setting::new(cpus(quota, period)?, source))),
+            memory_bytes: memory.and_then(|(bytes, source)| Some(Setting::new(positive(bytes)?, source))),
+        }
+    }
+
+    fn of_sandbox(annotations: &HashMap<String, String>) -> Result<Self, PodError> {
+        let number = |name, least| annotation_number(annotations, name, least);
+        let period = number(SANDBOX_CPU_PERIOD, 0)?.and_then(positive);
+        // Both mean "no limit" where the kernel reads them: -1 in cgroup v1, nothing in Kubernetes' objects.
+        let quota = number(SANDBOX_CPU_QUOTA, -1)?.map(|quota| (quota, period, Source::Annotation(SANDBOX_CPU_QUOTA)));
+        let memory = number(SANDBOX_MEMORY, -1)?.map(|bytes| (bytes, Source::Annotation(SANDBOX_MEMORY)));
+        let shares = number(SANDBOX_CPU_SHARES, 0)?.and_then(positive);
+        let mut limits = Self::stated(quota, memory);
+        // A container without a limit adds nothing to the sum of the limits, but its request counts.
+        let requested = shares.map(|shares| shares.div_ceil(SHARES_OF_A_CPU));
+        if let Some(requested) = requested.filter(|cpus| *cpus > limits.cpus.as_ref().map_or(0, |limit| limit.value)) {
+            limits.cpus = Some(Setting::new(requested, Source::Annotation(SANDBOX_CPU_SHARES)));
+        }
+        Ok(limits)
+    }
+}
+
+fn annotation_number(
+    annotations: &HashMap<String, String>,
+    name: &'static str,
+    least: i64,
+) -> Result<Option<i64>, PodError> {
+    let Some(text) = annotations.get(name) else { return Ok(None) };
+    text.parse::<i64>().ok().filter(|number| *number >= least).map(Some).ok_or_else(|| {
+        let shown: String = text.chars().take(64).collect();
+        PodError::new(
+            ErrorKind::InvalidArgument,
+            format!("the annotation {name} takes a whole number from {least} to {}, not {shown:?}", i64::MAX),
+        )
+    })
+}
+
+fn positive(number: i64) -> Option<u64> {
+    u64::try_from(number).ok().filter(|number| *number > 0)
+}
+
+fn cpus(quota: i64, period: Option<u64>) -> Option<u64> {
+    let period = period.filter(|period| *period > 0).unwrap_or(CPU_PERIOD_DEFAULT_MICROS);
+    positive(quota).map(|quota| quota.div_ceil(period))
+}
+
+/// The size of a machine, and what its console says.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineSize {
     /// Virtual CPUs.
-    pub vcpus: u8,
+    pub vcpus: Setting<u8>,
     /// Memory in MiB.
-    pub memory_mib: u32,
+    pub memory_mib: Setting<u32>,
+    /// Level of the kernel's console; nothing for the kernel's own.
+    pub console_level: Option<u8>,
+    /// Level of the agent's log; nothing for the agent's own.
+    pub agent_log_level: Option<LogLevel>,
+    /// What was asked for and not given, in sentences for the log.
+    pub warnings: Vec<String>,
+}
+
+impl fmt::Display for MachineSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (vcpus, memory) = (&self.vcpus, &self.memory_mib);
+        write!(f, "{} vCPUs ({}), {} MiB ({})", vcpus.value, vcpus.source, memory.value, memory.source)
+    }
 }
 
 impl MachineSize {
-    /// The machine for one stand-alone container.
-    pub fn for_container(spec: &Spec) -> Self {
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        let memory = resources.and_then(|r| r.memory().as_ref()).and_then(|m| m.limit());
-        let cpu = resources.and_then(|r| r.cpu().as_ref());
-        Self::for_limits(memory, cpu.and_then(|c| c.quota()), cpu.and_then(|c| c.period()))
+    /// The machine of the pod whose first container has these annotations and resources.
+    ///
+    /// # Errors
+    /// An annotation is unknown, not allowed here or malformed: an invalid argument that names it.
+    pub fn of_pod(
+        annotations: Option<&HashMap<String, String>>,
+        resources: Option<&LinuxResources>,
+        configuration: &Configuration,
+    ) -> Result<Self, PodError> {
+        let none = HashMap::new();
+        let annotations = annotations.unwrap_or(&none);
+        let limits = Limits::of_pod(annotations, resources)?;
+        Ok(Self::plan(&limits, &Wishes::read(annotations, configuration)?, configuration))
     }
 
-    /// The machine for the sum of some limits: bytes, and CFS quota and period in microseconds; nothing or a negative number is no limit.
-    pub fn for_limits(memory_bytes: Option<i64>, cpu_quota: Option<i64>, cpu_period: Option<u64>) -> Self {
-        Self { vcpus: vcpus(cpu_quota, cpu_period), memory_mib: memory_mib(memory_bytes) }
+    /// The machine for these limits and wishes, within the operator's bounds.
+    pub fn plan(limits: &Limits, wishes: &Wishes, configuration: &Configuration) -> Self {
+        let mut warnings = Vec::new();
+        let vcpus = match wishes.vcpus {
+            Some(vcpus) => Setting::new(vcpus, Source::Annotation(Annotation::Vcpus.name())),
+            None => vcpus(limits, configuration, &mut warnings),
+        };
+        let memory_mib = match wishes.memory_mib {
+            Some(mib) => Setting::new(mib, Source::Annotation(Annotation::Memory.name())),
+            None => memory_mib(limits, configuration, &mut warnings),
+        };
+        Self {
+            vcpus,
+            memory_mib,
+            console_level: wishes.console_level.or(configuration.console_level.value),
+            agent_log_level: wishes.agent_log_level.or(configuration.agent_log_level.value),
+            warnings,
+        }
+    }
+
+    /// The words that these levels are on the guest's command line. Made of numbers and fixed words only.
+    pub fn command_line(&self) -> String {
+        let console = self.console_level.map(|level| format!("loglevel={level}"));
+        let agent = self.agent_log_level.map(|level| format!("kata_rs.log={}", log_word(level)));
+        console.into_iter().chain(agent).collect::<Vec<_>>().join(" ")
     }
 }
 
-fn memory_mib(limit_bytes: Option<i64>) -> u32 {
-    let Some(bytes) = limit_bytes.and_then(|b| u64::try_from(b).ok()).filter(|b| *b > 0) else {
-        return MEMORY_DEFAULT_MIB;
-    };
-    let limit_mib = bytes.div_ceil(1 << 20);
-    let book_keeping_mib = limit_mib.div_ceil(64);
-    let wanted = limit_mib.saturating_add(book_keeping_mib).saturating_add(u64::from(MEMORY_OVERHEAD_MIB));
-    let even = wanted.next_multiple_of(2);
-    u32::try_from(even).unwrap_or(MEMORY_MIB_MAX).clamp(MEMORY_LEAST_MIB, MEMORY_MIB_MAX)
+fn vcpus(limits: &Limits, configuration: &Configuration, warnings: &mut Vec<String>) -> Setting<u8> {
+    let most = &configuration.max_vcpus;
+    let wanted = limits.cpus.clone().unwrap_or_else(|| configuration.default_vcpus.clone().map(u64::from));
+    capped("vCPUs", wanted, most.clone().map(u64::from), warnings)
+        .map(|vcpus| u8::try_from(vcpus).unwrap_or(most.value))
 }
 
-fn vcpus(quota: Option<i64>, period: Option<u64>) -> u8 {
-    let Some(quota) = quota.and_then(|q| u64::try_from(q).ok()).filter(|q| *q > 0) else {
-        return VCPUS_DEFAULT;
+fn memory_mib(limits: &Limits, configuration: &Configuration, warnings: &mut Vec<String>) -> Setting<u32> {
+    let most = &configuration.max_memory_mib;
+    let overhead = u64::from(configuration.overhead_memory_mib.value);
+    let wanted = match limits.memory_bytes.clone() {
+        Some(limit) => limit.map(|bytes| machine_for(bytes, overhead)),
+        None => configuration.default_memory_mib.clone().map(u64::from),
     };
-    let period = period.filter(|p| *p > 0).unwrap_or(CPU_PERIOD_DEFAULT_MICROS);
-    u8::try_from(quota.div_ceil(period)).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX)
+    capped("MiB of memory", wanted, most.clone().map(u64::from), warnings)
+        .map(|mib| u32::try_from(mib).unwrap_or(most.value))
+}
+
+/// Memory of a machine whose containers may use so many bytes, in MiB.
+fn machine_for(limit_bytes: u64, overhead_mib: u64) -> u64 {
+    let limit_mib = limit_bytes.div_ceil(1 << 20);
+    let wanted = limit_mib.saturating_add(limit_mib.div_ceil(BOOK_KEEPING_PART)).saturating_add(overhead_mib);
+    wanted.next_multiple_of(2).max(u64::from(MEMORY_LEAST_MIB))
+}
+
+fn capped(what: &str, wanted: Setting<u64>, most: Setting<u64>, warnings: &mut Vec<String>) -> Setting<u64> {
+    if wanted.value <= most.value {
+        return wanted;
+    }
+    // A default that does not fit a small host is no news.
+    if wanted.source != Source::Default {
+        warnings.push(format!(
+            "{} {what} would be wanted ({}), a machine gets at most {} ({})",
+            wanted.value, wanted.source, most.value, most.source
+        ));
+    }
+    most
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: i64 = 1 << 20;
-
-    #[test]
-    fn memory_is_the_limit_and_what_the_guest_needs_itself() {
-        for (limit, expected) in [
-            (None, MEMORY_DEFAULT_MIB),
-            (Some(0), MEMORY_DEFAULT_MIB),
-            (Some(-1), MEMORY_DEFAULT_MIB),
-            (Some(1), MEMORY_LEAST_MIB),
-            (Some(16 * MIB), MEMORY_LEAST_MIB),
-            (Some(128 * MIB), 128 + 2 + 64),
-            (Some(1024 * MIB), 1024 + 16 + 64),
-            (Some(i64::MAX), MEMORY_MIB_MAX),
-        ] {
-            assert_eq!(memory_mib(limit), expected, "{limit:?}");
-        }
-    }
-
-    #[test]
-    fn vcpus_are_the_quota_rounded_up() {
-        for (quota, period, expected) in [
-            (None, None, 1),
-            (Some(-1), Some(100_000), 1),
-            (Some(50_000), Some(100_000), 1),
-            (Some(150_000), None, 2),
-            (Some(400_000), Some(100_000), 4),
-            (Some(400_000), Some(0), 4),
-            (Some(i64::MAX), Some(1), VCPUS_MAX),
-        ] {
-            assert_eq!(vcpus(quota, period), expected, "{quota:?}/{period:?}");
-        }
-    }
-
-    #[test]
-    fn a_spec_without_linux_gets_the_defaults() {
-        let mut spec = Spec::default();
-        spec.set_linux(None);
-        let size = MachineSize::for_container(&spec);
-        assert_eq!(size, MachineSize { vcpus: VCPUS_DEFAULT, memory_mib: MEMORY_DEFAULT_MIB });
-    }
-}
+mod tests;

@@ -1,0 +1,224 @@
+//! The keys of the configuration: name, unit, range and meaning of each, and how its value is read.
+
+use std::ops::RangeInclusive;
+
+use toml::de::DeValue;
+use vmm_control::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX};
+
+use super::Configuration;
+use crate::{
+    annotations::Annotation,
+    setting::{Setting, Source},
+    sizing::MEMORY_LEAST_MIB,
+};
+
+/// Most overhead that makes sense: far more than kernel and agent can use.
+const OVERHEAD_MIB_MAX: u32 = 4096;
+/// Levels of the kernel's console: messages with a smaller number are printed, so 0 is none and 8 is all, debug messages (7) among them
+/// (Linux Documentation/admin-guide/kernel-parameters.txt, `loglevel`).
+pub(crate) const CONSOLE_LEVELS: RangeInclusive<u8> = 0..=8;
+
+/// How much is logged.
+pub type LogLevel = log::LevelFilter;
+
+/// The words for a [`LogLevel`].
+pub(crate) const LOG_LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+
+/// A key of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// `default_vcpus`
+    DefaultVcpus,
+    /// `default_memory_mib`
+    DefaultMemory,
+    /// `overhead_memory_mib`
+    OverheadMemory,
+    /// `max_vcpus`
+    MaxVcpus,
+    /// `max_memory_mib`
+    MaxMemory,
+    /// `console_level`
+    ConsoleLevel,
+    /// `agent_log_level`
+    AgentLogLevel,
+    /// `log_level`
+    LogLevel,
+    /// `allowed_annotations`
+    AllowedAnnotations,
+}
+
+impl Key {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [Self; 9] = [
+        Self::DefaultVcpus,
+        Self::DefaultMemory,
+        Self::OverheadMemory,
+        Self::MaxVcpus,
+        Self::MaxMemory,
+        Self::ConsoleLevel,
+        Self::AgentLogLevel,
+        Self::LogLevel,
+        Self::AllowedAnnotations,
+    ];
+
+    /// How it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DefaultVcpus => "default_vcpus",
+            Self::DefaultMemory => "default_memory_mib",
+            Self::OverheadMemory => "overhead_memory_mib",
+            Self::MaxVcpus => "max_vcpus",
+            Self::MaxMemory => "max_memory_mib",
+            Self::ConsoleLevel => "console_level",
+            Self::AgentLogLevel => "agent_log_level",
+            Self::LogLevel => "log_level",
+            Self::AllowedAnnotations => "allowed_annotations",
+        }
+    }
+
+    /// The key with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|key| key.name() == name)
+    }
+
+    /// What it counts; empty where there is nothing to count.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::DefaultVcpus | Self::MaxVcpus => "vCPUs",
+            Self::DefaultMemory | Self::OverheadMemory | Self::MaxMemory => "MiB",
+            _ => "",
+        }
+    }
+
+    /// What it takes, in words.
+    pub fn range(self) -> String {
+        match self {
+            Self::DefaultVcpus | Self::MaxVcpus => format!("a whole number from 1 to {VCPUS_MAX}"),
+            Self::DefaultMemory | Self::MaxMemory => {
+                format!("a whole number from {MEMORY_LEAST_MIB} to {MEMORY_MIB_MAX}")
+            }
+            Self::OverheadMemory => format!("a whole number from {MEMORY_MIB_MIN} to {OVERHEAD_MIB_MAX}"),
+            Self::ConsoleLevel => format!("a whole number from {} to {}", CONSOLE_LEVELS.start(), CONSOLE_LEVELS.end()),
+            Self::AgentLogLevel | Self::LogLevel => format!("one of {}", quoted(LOG_LEVELS.map(|(word, _)| word))),
+            Self::AllowedAnnotations => format!("a list of any of {}", quoted(Annotation::ALL.map(Annotation::name))),
+        }
+    }
+
+    /// What it does, in a sentence.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::DefaultVcpus => "vCPUs of a machine whose pod states no CPU limit and no CPU request",
+            Self::DefaultMemory => "memory of a machine whose pod states no memory limit",
+            Self::OverheadMemory => {
+                "memory added to a pod's limit for the guest's kernel and agent, beside 1/64 for the kernel's book-keeping"
+            }
+            Self::MaxVcpus => {
+                "most vCPUs of a machine: a limit above it is capped, an annotation that asks for more is refused"
+            }
+            Self::MaxMemory => {
+                "most memory of a machine: a limit above it is capped, an annotation that asks for more is refused"
+            }
+            Self::ConsoleLevel => "how much the guest's kernel prints on its console",
+            Self::AgentLogLevel => "how much the agent prints on the guest's console",
+            Self::LogLevel => {
+                "how much the shim logs through containerd; the guest's console is logged at debug. containerd's own debug mode raises it to debug"
+            }
+            Self::AllowedAnnotations => "annotations that a pod's author may use",
+        }
+    }
+
+    /// Puts a value of a file into its place.
+    ///
+    /// # Errors
+    /// It is not what the key takes: the words after the key's name.
+    pub(super) fn set(
+        self,
+        configuration: &mut Configuration,
+        value: &DeValue<'_>,
+        source: Source,
+    ) -> Result<(), String> {
+        let c = configuration;
+        match self {
+            Self::DefaultVcpus => c.default_vcpus = Setting::new(self.number(value, 1..=VCPUS_MAX)?, source),
+            Self::DefaultMemory => c.default_memory_mib = Setting::new(self.number(value, MEMORY_MIB)?, source),
+            Self::OverheadMemory => {
+                c.overhead_memory_mib = Setting::new(self.number(value, MEMORY_MIB_MIN..=OVERHEAD_MIB_MAX)?, source);
+            }
+            Self::MaxVcpus => c.max_vcpus = Setting::new(self.number(value, 1..=VCPUS_MAX)?, source),
+            Self::MaxMemory => c.max_memory_mib = Setting::new(self.number(value, MEMORY_MIB)?, source),
+            Self::ConsoleLevel => c.console_level = Setting::new(Some(self.number(value, CONSOLE_LEVELS)?), source),
+            Self::AgentLogLevel => c.agent_log_level = Setting::new(Some(self.log_level(value)?), source),
+            Self::LogLevel => c.log_level = Setting::new(self.log_level(value)?, source),
+            Self::AllowedAnnotations => c.allowed_annotations = Setting::new(self.annotations(value)?, source),
+        }
+        Ok(())
+    }
+
+    fn number<T: TryFrom<i64> + PartialOrd>(self, value: &DeValue<'_>, range: RangeInclusive<T>) -> Result<T, String> {
+        let number = value.as_integer().and_then(|n| {
+            let digits = n.as_str().replace('_', "");
+            i64::from_str_radix(&digits, n.radix()).ok()
+        });
+        number.and_then(|n| T::try_from(n).ok()).filter(|n| range.contains(n)).ok_or_else(|| self.wrong(value))
+    }
+
+    fn log_level(self, value: &DeValue<'_>) -> Result<LogLevel, String> {
+        let level = value.as_str().and_then(log_level);
+        level.ok_or_else(|| self.wrong(value))
+    }
+
+    fn annotations(self, value: &DeValue<'_>) -> Result<Vec<Annotation>, String> {
+        let list = value.as_array().ok_or_else(|| self.wrong(value))?;
+        let mut allowed = Vec::new();
+        for item in list.iter() {
+            let item = item.get_ref();
+            let annotation = item.as_str().and_then(Annotation::named).ok_or_else(|| self.wrong(item))?;
+            if !allowed.contains(&annotation) {
+                allowed.push(annotation);
+            }
+        }
+        Ok(allowed)
+    }
+
+    fn wrong(self, value: &DeValue<'_>) -> String {
+        let unit = self.unit();
+        let of_what = if unit.is_empty() { String::new() } else { format!(" ({unit})") };
+        format!("{} takes {}{of_what}, not {}", self.name(), self.range(), shown(value))
+    }
+}
+
+const MEMORY_MIB: RangeInclusive<u32> = MEMORY_LEAST_MIB..=MEMORY_MIB_MAX;
+
+/// The level with this name.
+pub(crate) fn log_level(word: &str) -> Option<LogLevel> {
+    LOG_LEVELS.into_iter().find(|(name, _)| *name == word).map(|(_, level)| level)
+}
+
+/// The name of a level.
+pub(crate) fn log_word(level: LogLevel) -> &'static str {
+    LOG_LEVELS.into_iter().find(|(_, known)| *known == level).map_or("off", |(name, _)| name)
+}
+
+fn quoted<const N: usize>(words: [&str; N]) -> String {
+    words.map(|word| format!("\"{word}\"")).join(", ")
+}
+
+/// A value in an error, no longer than a line.
+fn shown(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("{:?}", text.chars().take(64).collect::<String>()),
+        DeValue::Integer(number) => number.to_string().chars().take(64).collect(),
+        DeValue::Boolean(value) => value.to_string(),
+        other => format!("{} {}", article(other.type_str()), other.type_str()),
+    }
+}
+
+fn article(noun: &str) -> &'static str {
+    if noun.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
+}
