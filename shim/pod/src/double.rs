@@ -224,6 +224,8 @@ enum Wish {
     Crash,
     /// `deaf`: signals to it, and its delete, are never answered.
     Deaf,
+    /// `undead`: takes every signal, and its end is never told.
+    Undead,
     /// `tombstone`: ends at once, and its delete is never answered.
     Tombstone,
 }
@@ -240,6 +242,7 @@ impl Wish {
             ["hang"] => Self::Hang,
             ["crash"] => Self::Crash,
             ["deaf"] => Self::Deaf,
+            ["undead"] => Self::Undead,
             ["tombstone"] => Self::Tombstone,
             _ => panic!("no such wish: {arguments:?}"),
         }
@@ -284,6 +287,10 @@ impl FakeAgent {
         if deaf {
             std::future::pending::<()>().await;
         }
+    }
+
+    fn is_undead(&self, key: &Key) -> bool {
+        self.processes.lock().expect("whole").get(key).is_some_and(|process| process.wish == Wish::Undead)
     }
 
     fn exit_of(&self, key: &Key) -> ttrpc::Result<watch::Sender<Option<u32>>> {
@@ -356,7 +363,7 @@ impl Agent for FakeAgent {
                 self.crash.notify_one();
                 std::future::pending::<()>().await;
             }
-            Wish::Sleep | Wish::Hang | Wish::Deaf => {}
+            Wish::Sleep | Wish::Hang | Wish::Deaf | Wish::Undead => {}
         }
         Ok(m::StartResponse { pid: 43, ..Default::default() })
     }
@@ -364,7 +371,9 @@ impl Agent for FakeAgent {
     async fn signal(&self, _: &TtrpcContext, request: m::SignalRequest) -> ttrpc::Result<m::Empty> {
         let exit = self.exit_of(&key(&request.process))?;
         self.deafness(&key(&request.process)).await;
-        exit.send_replace(Some(128 + request.signal));
+        if !self.is_undead(&key(&request.process)) {
+            exit.send_replace(Some(128 + request.signal));
+        }
         Ok(m::Empty::new())
     }
 

@@ -145,10 +145,17 @@ impl Pod {
     }
 
     async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<Result<T, PodError>>) -> Order) -> Result<T, PodError> {
+        self.order(order)?.await.map_err(|_| owner_ended())?
+    }
+
+    /// Asks, and leaves the waiting to whoever holds the answer's end.
+    fn order<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, PodError>>) -> Order,
+    ) -> Result<oneshot::Receiver<Result<T, PodError>>, PodError> {
         let (reply, answer) = oneshot::channel();
-        let ended = || PodError::new(ErrorKind::Unavailable, "the pod's owner has ended");
-        self.orders.send(order(reply)).map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?
+        self.orders.send(order(reply)).map_err(|_| owner_ended())?;
+        Ok(answer)
     }
 
     async fn explained<T>(&self, result: Result<T, PodError>) -> Result<T, PodError> {
@@ -171,6 +178,10 @@ impl Pod {
         let tail = self.console_tail().await;
         error.with_tail("last words of the guest's console", &tail)
     }
+}
+
+fn owner_ended() -> PodError {
+    PodError::new(ErrorKind::Unavailable, "the pod's owner has ended")
 }
 
 /// Runs an act in a task of its own, which goes on when the caller goes away.

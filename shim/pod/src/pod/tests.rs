@@ -10,7 +10,7 @@ use serde_json::json;
 use vmm_control::Ending;
 
 use super::{
-    life::{SIGKILL, START_FAILED_STATUS},
+    life::{KILL_DEADLINE, SIGKILL, START_FAILED_STATUS},
     *,
 };
 use crate::{
@@ -209,6 +209,45 @@ async fn a_guest_that_is_silent_to_a_kill_is_given_up_and_its_containers_end() {
     assert_eq!(pod.wait(&first()).await.expect("ended").status, 137);
     assert!(pod.gone().await.contains("the agent in the guest is silent"), "{}", pod.gone().await);
     assert_eq!(pod.delete(&first()).await.expect("needs no guest").status, 137);
+    pod.stop().await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_guest_that_takes_the_kill_of_a_container_and_never_tells_its_end_is_given_up() {
+    let (stage, pod) = pod().await;
+    create(&pod, &["undead"]).await;
+    pod.start(&first()).await.expect("started");
+    pod.signal(&first(), 15, true).await.expect("need not end anything");
+    tokio::time::sleep(2 * KILL_DEADLINE).await;
+    pod.signal(&first(), SIGKILL, false).await.expect("taken");
+    assert_eq!(pod.wait(&first()).await.expect("ended").status, 137);
+    assert!(pod.gone().await.contains("container c1 got SIGKILL"), "{}", pod.gone().await);
+    pod.stop().await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn an_exec_that_outlives_its_kill_costs_nobody_the_machine() {
+    let (stage, pod) = pod().await;
+    create(&pod, &["sleep"]).await;
+    pod.start(&first()).await.expect("started");
+    pod.add_exec(exec("e1", &["undead"])).await.expect("registered");
+    let e1 = ProcessId { container_id: "c1".into(), exec_id: "e1".into() };
+    pod.start(&e1).await.expect("started");
+    pod.signal(&e1, SIGKILL, false).await.expect("taken");
+    tokio::time::sleep(2 * KILL_DEADLINE).await;
+    pod.signal(&first(), SIGKILL, true).await.expect("the machine is still there");
+    assert_eq!(pod.wait(&first()).await.expect("ended").status, 137);
+    pod.stop().await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_container_at_its_gate_in_a_lying_guest_can_be_deleted() {
+    let (stage, pod) = pod().await;
+    create(&pod, &["undead"]).await;
+    assert_eq!(pod.delete(&first()).await.expect("deleted").status, 137);
     pod.stop().await.expect("stopped");
     stage.assert_nothing_left();
 }
