@@ -77,12 +77,14 @@ impl Containers {
         })
     }
 
-    /// Sets the size of a process's terminal.
+    /// Sets the size of a process's terminal. A process without one has none to set, which is no error, as with runc.
     ///
     /// # Errors
-    /// There is no such process, or it has none.
+    /// There is no such process, or it does not run.
     pub async fn resize(&self, id: &ProcessId, columns: u16, rows: u16) -> Result<(), Refusal> {
-        self.table.find(id)?;
+        if !self.table.find(id)?.paths.terminal {
+            return Ok(());
+        }
         Ok(self.machine.pod().await?.resize(id, columns, rows).await?)
     }
 

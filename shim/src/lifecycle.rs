@@ -105,6 +105,26 @@ impl Lifecycle {
         if self.phase == Phase::Starting { Vec::new() } else { self.tell_exit() }
     }
 
+    /// Whether it can be frozen now.
+    ///
+    /// # Errors
+    /// It does not run, or is frozen already.
+    pub fn check_pause(&self) -> Result<(), Refusal> {
+        match self.phase {
+            Phase::Running => Ok(()),
+            Phase::Paused => Err(refuse("cannot pause what is paused already; resume it first")),
+            _ => Err(refuse("cannot pause what does not run")),
+        }
+    }
+
+    /// Whether it can be thawed now.
+    ///
+    /// # Errors
+    /// It is not frozen.
+    pub fn check_resume(&self) -> Result<(), Refusal> {
+        if self.phase == Phase::Paused { Ok(()) } else { Err(refuse("cannot resume what is not paused")) }
+    }
+
     /// Its container is frozen.
     pub fn paused(&mut self) {
         if self.phase == Phase::Running {
@@ -207,12 +227,15 @@ mod tests {
     #[test]
     fn pausing_is_for_what_runs() {
         let mut life = Lifecycle::default();
+        assert!(life.check_pause().is_err());
         life.paused();
         assert_eq!(life.phase(), Phase::Created);
         life.request_start().expect("asked");
         let _ = life.started();
+        assert_eq!((life.check_pause(), life.check_resume().is_err()), (Ok(()), true));
         life.paused();
         assert_eq!(life.phase(), Phase::Paused);
+        assert_eq!((life.check_pause().is_err(), life.check_resume()), (true, Ok(())));
         life.resumed();
         assert_eq!(life.phase(), Phase::Running);
     }

@@ -42,9 +42,10 @@ impl Containers {
     /// Freezes a container.
     ///
     /// # Errors
-    /// There is no such container, or the guest refuses.
+    /// There is no such container, it does not run, or the guest refuses.
     pub async fn pause(&self, container_id: &str) -> Result<(), Refusal> {
         let process = self.table.find(&first(container_id))?;
+        held(&process.life).check_pause()?;
         self.machine.pod().await?.pause(container_id).await?;
         let mut life = held(&process.life);
         life.paused();
@@ -55,9 +56,10 @@ impl Containers {
     /// Thaws a container.
     ///
     /// # Errors
-    /// There is no such container, or the guest refuses.
+    /// There is no such container, it is not frozen, or the guest refuses.
     pub async fn resume(&self, container_id: &str) -> Result<(), Refusal> {
         let process = self.table.find(&first(container_id))?;
+        held(&process.life).check_resume()?;
         self.machine.pod().await?.resume(container_id).await?;
         let mut life = held(&process.life);
         life.resumed();
