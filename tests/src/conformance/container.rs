@@ -96,6 +96,12 @@ impl Task {
         Ok(task)
     }
 
+    /// Another name in the same shim, whether or not there is such a container.
+    #[must_use]
+    pub fn named(&self, id: &str) -> Self {
+        Self { shim: Arc::clone(&self.shim), bundle: Bundle { id: id.to_owned(), ..self.bundle.clone() } }
+    }
+
     /// Its id.
     pub fn id(&self) -> &str {
         &self.bundle.id

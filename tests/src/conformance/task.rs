@@ -1,12 +1,14 @@
 //! The Task service, call by call: what containerd's task layer may expect of a shim.
 
+mod events;
 mod lifecycle;
+mod refusals;
 
 use super::Case;
 
 /// Every case of the Task service.
 pub fn cases() -> Vec<Case> {
-    [lifecycle::cases()].into_iter().flatten().collect()
+    [lifecycle::cases(), events::cases(), refusals::cases()].into_iter().flatten().collect()
 }
 
 /// Fails with both values unless they are the same.
