@@ -139,6 +139,7 @@ fn spawn(bootstrap: &Bootstrap, bundle: &Path, listener: UnixListener) -> Result
     if let Some(address) = &bootstrap.ttrpc_address {
         command.env("TTRPC_ADDRESS", address);
     }
+    pod::inherit_nothing_else(&mut command);
     let mut daemon = command.spawn().map_err(failed)?;
     // Our own copy of the pipe's other end must go, or its end would never be seen.
     drop(command);

@@ -117,6 +117,23 @@ fn a_start_answers_with_an_address_that_serves_whatever_its_input_is() {
 }
 
 #[test]
+fn a_daemon_does_not_hold_what_its_starter_left_open() {
+    let host = Host::new();
+    let stray = host.0.path().join("stray");
+    let left_open = fs::File::create(&stray).expect("made");
+    rustix::io::fcntl_setfd(&left_open, rustix::io::FdFlags::empty()).expect("a descriptor");
+    let started = host.start(&host.bundle("c", ALONE), "c", b"");
+    drop(left_open);
+    let peer = UnixStream::connect(plain_address(&started)).expect("it serves");
+    let daemon = rustix::net::sockopt::socket_peercred(&peer).expect("a peer").pid;
+    let open: Vec<_> = fs::read_dir(format!("/proc/{}/fd", daemon.as_raw_nonzero()))
+        .expect("it runs")
+        .filter_map(|entry| fs::read_link(entry.expect("listed").path()).ok())
+        .collect();
+    assert!(!open.is_empty() && !open.contains(&stray), "{open:?}");
+}
+
+#[test]
 fn newer_containerds_are_answered_in_their_own_way() {
     let host = Host::new();
     let bundle = host.bundle("j", ALONE);

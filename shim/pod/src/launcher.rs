@@ -26,6 +26,7 @@ use crate::{
     record::{Carried, TOKEN_VARIABLE},
     share::{ServerReady, ServerStart, Share},
     share_server::hold,
+    sys::inherit_nothing_else,
 };
 
 /// Tells the VMM when it was spawned, so that its marks begin there.
@@ -100,6 +101,7 @@ impl Launcher for ProcessLauncher {
         command.env_clear().env(TOKEN_VARIABLE, &carried.token).current_dir("/");
         command.env(SPAWNED_VARIABLE, mark("vmm spawned").monotonic_nanos.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        inherit_nothing_else(&mut command);
         command.fd_mappings(mappings).expect("numbers are counted up, so no two are the same");
         let process = hold("virtual machine monitor", &self.installation.vmm, command, &carried.record)?;
         Ok(Some(Arc::new(process)))

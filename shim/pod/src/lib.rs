@@ -23,18 +23,18 @@
 //! # Mounts
 //! All mounts of a pod live in a mount namespace of its own, held by one thread and the file server. The host never sees them, and
 //! when owner and file server die, however they die, the kernel undoes them. What is left for [`clean_up`] is processes and one folder.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod agent;
-mod boot_files;
 pub mod annotations;
+mod boot_files;
 mod clean_up;
-mod console;
 pub mod configuration;
+mod console;
 mod container;
 mod error;
-mod ids;
 mod host;
+mod ids;
 mod installation;
 mod launch;
 mod launcher;
@@ -45,14 +45,15 @@ mod mount_options;
 mod pod;
 mod process;
 mod record;
+pub mod setting;
 mod share;
 mod share_server;
 pub mod sizing;
 mod spec;
 mod state_dir;
-pub mod setting;
 mod storage;
 mod streams;
+mod sys;
 mod task;
 mod teardown;
 mod translate;
@@ -61,9 +62,10 @@ mod translate;
 mod double;
 
 pub use clean_up::clean_up;
+pub use configuration::Configuration;
 pub use error::{ErrorKind, PodError};
 pub use installation::Installation;
 pub use pod::Pod;
 pub use spec::{ContainerSpec, ExecSpec, Exit, HostMount, PodSpec, ProcessId, ProcessStreams, RootFs, StdioWanted};
+pub use sys::inherit_nothing_else;
 pub use vmm_control::Report;
-pub use configuration::Configuration;

@@ -14,6 +14,7 @@ use crate::{
     installation::missing,
     process::{Spawned, start_ticks},
     record::{Carried, Entry, Record, TOKEN_VARIABLE},
+    sys::inherit_nothing_else,
 };
 
 /// Number of the listening socket in the server.
@@ -59,6 +60,7 @@ pub(crate) fn spawn(
     let mut command = Command::new(program);
     command.args(arguments(share, open_files)).env_clear().env(TOKEN_VARIABLE, &carried.token).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+    inherit_nothing_else(&mut command);
     command
         .fd_mappings(vec![FdMapping { parent_fd: listener, child_fd: LISTENER_FD }])
         .expect("one mapping cannot collide");
@@ -85,7 +87,33 @@ pub(crate) fn hold(
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::File, os::unix::net::UnixListener};
+
+    use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+
     use super::*;
+
+    #[test]
+    fn what_others_left_open_stays_behind() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let stray = File::create(folder.path().join("stray")).expect("made");
+        // A number that no mapping takes.
+        let stray = fcntl_dupfd_cloexec(&stray, 99).expect("a descriptor");
+        fcntl_setfd(&stray, FdFlags::empty()).expect("a descriptor");
+        let listener = UnixListener::bind(folder.path().join("socket")).expect("bound");
+        let program = folder.path().join("server");
+        std::fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").expect("written");
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+        let carried = Carried { record: Record::create(folder.path()).expect("begun"), token: "a token".to_owned() };
+        let errors = File::create(folder.path().join("errors")).expect("made");
+        let server = spawn(&program, folder.path(), listener.into(), errors.into(), &carried).expect("spawned");
+        let open: Vec<_> = std::fs::read_dir(format!("/proc/{}/fd", server.pid()))
+            .expect("it runs")
+            .filter_map(|entry| std::fs::read_link(entry.expect("listed").path()).ok())
+            .collect();
+        assert!(open.iter().any(|file| file.to_string_lossy().starts_with("socket:")), "its own is there: {open:?}");
+        assert!(!open.contains(&folder.path().join("stray")), "{open:?}");
+    }
 
     #[test]
     fn the_server_is_never_started_without_its_sandbox() {
