@@ -7,6 +7,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -37,6 +38,7 @@ const REFUSALS_MAX: u32 = 3;
 #[derive(Clone)]
 pub struct Publisher {
     queue: Sender<Item>,
+    namespace: Arc<str>,
 }
 
 enum Item {
@@ -49,8 +51,14 @@ impl Publisher {
     /// Starts the owner of the queue. Events go to the ttrpc socket at `address`; without one they go nowhere.
     pub fn start(address: Option<PathBuf>, namespace: String) -> Self {
         let (queue, items) = channel(QUEUED_MAX);
+        let shared = Arc::from(namespace.as_str());
         tokio::spawn(Delivery { address, namespace, client: None }.run(items));
-        Self { queue }
+        Self { queue, namespace: shared }
+    }
+
+    /// containerd's namespace, which every event carries.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// Queues an event; never waits. Order is that of the calls.
@@ -129,7 +137,7 @@ impl Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use async_trait::async_trait;
     use containerd_shim_protos::{

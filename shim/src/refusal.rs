@@ -20,6 +20,12 @@ impl Refusal {
         Self { kind, message: message.into() }
     }
 
+    /// The same, which names the request's field that it is about first.
+    #[must_use]
+    pub fn about(self, field: &str) -> Self {
+        Self { message: format!("{field}: {}", self.message), ..self }
+    }
+
     /// The one that says an object is not here.
     pub fn not_found(what: impl fmt::Display) -> Self {
         Self::new(ErrorKind::NotFound, format!("{what} does not exist"))

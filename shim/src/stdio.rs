@@ -9,9 +9,11 @@
 //! # The end
 //! A process's output is complete when its streams have ended and everything is in the fifos: [`Stdio::drain`], which `Delete` waits
 //! for. Then we give up our read ends: with no reader left, what is still there is for nobody; a reader that is slow gets the time it
-//! takes, as long as it moves.
+//! takes, as long as it moves. A logging program sees the end of its pipes and gets time to write down what it has.
 
 mod fifo;
+pub mod logger;
+pub mod target;
 pub mod transfer;
 
 use std::{
@@ -29,9 +31,13 @@ use tokio::{
     time::timeout,
 };
 
+use self::{
+    fifo::{Input, Sink},
+    logger::{Logger, Owner},
+    target::Target,
+    transfer::Progress,
+};
 use crate::refusal::Refusal;
-use fifo::{Input, Sink};
-use transfer::Progress;
 
 /// How long an output stream whose process has ended may stay silent without ending: a descendant still holds it.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
@@ -43,7 +49,7 @@ const READER_PATIENCE: Duration = Duration::from_secs(60);
 pub struct Paths {
     /// Fifo to read from.
     pub stdin: String,
-    /// Fifo to write to, or a `file://` to append to.
+    /// Fifo to write to, `file://` to append to, or `binary://` to start: see [`target`].
     pub stdout: String,
     /// The same for errors; unused with a terminal.
     pub stderr: String,
@@ -69,21 +75,57 @@ pub struct Opened {
     stdout: Option<Sink>,
     stderr: Option<Sink>,
     terminal: bool,
+    loggers: Vec<Logger>,
 }
 
 impl Opened {
-    /// Opens what `paths` name. Waits for nobody.
+    /// Opens what `paths` name. Waits for nobody but a logging program, until it is ready.
     ///
     /// # Errors
-    /// A path that cannot be opened, or that names a kind of logging that is not there; the message names it.
-    pub fn open(paths: &Paths) -> Result<Self, Refusal> {
-        let sink = |path: &str| if path.is_empty() { Ok(None) } else { Sink::open(path).map(Some) };
-        Ok(Self {
-            stdin: if paths.stdin.is_empty() { None } else { Some(Input::check(&paths.stdin)?) },
-            stdout: sink(&paths.stdout)?,
-            stderr: if paths.terminal { None } else { sink(&paths.stderr)? },
-            terminal: paths.terminal,
-        })
+    /// A path that cannot be opened, or a program that cannot be started; the message names it and its field.
+    pub async fn open(paths: &Paths, owner: Owner<'_>) -> Result<Self, Refusal> {
+        let mut opened =
+            Self { stdin: None, stdout: None, stderr: None, terminal: paths.terminal, loggers: Vec::new() };
+        opened.stdin = input(&paths.stdin)?;
+        let stderr = if paths.terminal { "" } else { &paths.stderr };
+        opened.open_outputs(&paths.stdout, stderr, owner).await?;
+        Ok(opened)
+    }
+
+    // One program reads both outputs if both name the same.
+    async fn open_outputs(&mut self, stdout: &str, stderr: &str, owner: Owner<'_>) -> Result<(), Refusal> {
+        if let Some((output, errors)) = self.open_output("stdout", stdout, owner).await? {
+            self.stdout = Some(output);
+            self.stderr = errors.filter(|_| stderr == stdout);
+        }
+        if self.stderr.is_none()
+            && let Some((output, errors)) = self.open_output("stderr", stderr, owner).await?
+        {
+            self.stderr = errors.or(Some(output));
+        }
+        Ok(())
+    }
+
+    // What the field names, and of a program the second pipe too, which is for errors.
+    async fn open_output(
+        &mut self,
+        field: &str,
+        text: &str,
+        owner: Owner<'_>,
+    ) -> Result<Option<(Sink, Option<Sink>)>, Refusal> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(match Target::parse(field, text)? {
+            Target::Fifo(path) => (Sink::fifo(field, &path)?, None),
+            Target::File(path) => (Sink::file(field, &path)?, None),
+            Target::Program(program) => {
+                let (logger, pipes) = Logger::start(&program, owner).await.map_err(|refusal| refusal.about(field))?;
+                self.loggers.push(logger);
+                let sink = |write| Sink::Pipe { write, read_hold: None };
+                (sink(pipes.output), Some(sink(pipes.errors)))
+            }
+        }))
     }
 
     /// Starts to copy between these ends and the process's.
@@ -91,9 +133,14 @@ impl Opened {
     /// # Errors
     /// The runtime cannot watch a descriptor: out of memory or descriptors.
     pub fn connect(self, streams: ProcessStreams) -> io::Result<Stdio> {
-        let mut stdio =
-            Stdio { waiting: None, terminal: self.terminal, stdin: None, stdin_hold: None, outputs: Vec::new() };
-        stdio.waiting = self.stdin.zip(streams.stdin);
+        let mut stdio = Stdio {
+            waiting: self.stdin.zip(streams.stdin),
+            terminal: self.terminal,
+            stdin: None,
+            stdin_hold: None,
+            outputs: Vec::new(),
+            loggers: self.loggers,
+        };
         for (sink, stream) in [(self.stdout, streams.stdout), (self.stderr, streams.stderr)] {
             if let (Some(sink), Some(stream)) = (sink, stream) {
                 stdio.outputs.push(Output::start(sink, stream)?);
@@ -111,6 +158,7 @@ pub struct Stdio {
     stdin: Option<AbortHandle>,
     stdin_hold: Option<OwnedFd>,
     outputs: Vec<Output>,
+    loggers: Vec<Logger>,
 }
 
 impl Stdio {
@@ -142,6 +190,9 @@ impl Stdio {
         for output in std::mem::take(&mut self.outputs) {
             output.drain().await;
         }
+        for logger in std::mem::take(&mut self.loggers) {
+            logger.end().await;
+        }
     }
 }
 
@@ -161,7 +212,7 @@ impl Output {
     fn start(sink: Sink, stream: UnixStream) -> io::Result<Self> {
         let progress = Arc::new(Progress::default());
         let (task, read_hold) = match sink {
-            Sink::Fifo { write, read_hold } => (copy_out(stream, write, Arc::clone(&progress))?, Some(read_hold)),
+            Sink::Pipe { write, read_hold } => (copy_out(stream, write, Arc::clone(&progress))?, read_hold),
             Sink::File(file) => (append(stream, file, Arc::clone(&progress))?, None),
         };
         Ok(Self { task, read_hold, progress })
@@ -188,6 +239,16 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+fn input(text: &str) -> Result<Option<Input>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match Target::parse("stdin", text)? {
+        Target::Fifo(path) => Input::check(path).map(Some),
+        _ => Err(Refusal::new(ErrorKind::InvalidArgument, format!("cannot read stdin from {text:?}: give a fifo"))),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     lifecycle::Phase,
     lock::held,
     refusal::Refusal,
-    stdio::{Opened, Paths},
+    stdio::{Opened, Paths, logger::Owner},
 };
 
 /// A container to make, parsed.
@@ -51,7 +51,7 @@ impl Containers {
     /// The name is taken, the stdio cannot be opened, or the pod refuses; nothing is left then.
     pub async fn create(self: &Arc<Self>, new: NewContainer) -> Result<u32, Refusal> {
         let reservation = self.table.reserve(first(&new.id))?;
-        let opened = Opened::open(&new.stdio)?;
+        let opened = Opened::open(&new.stdio, self.owner(&new.id)).await?;
         let pod = self.machine.pod().await?;
         let wanted = new.stdio.wanted(console_size(new.oci.process().as_ref()));
         let spec = ContainerSpec { id: new.id.clone(), oci: new.oci, rootfs: new.rootfs, stdio: wanted };
@@ -87,7 +87,7 @@ impl Containers {
             return Err(Refusal::new(ErrorKind::FailedPrecondition, sentence));
         }
         let reservation = self.table.reserve(new.id.clone())?;
-        let opened = Opened::open(&new.stdio)?;
+        let opened = Opened::open(&new.stdio, self.owner(&new.id.exec_id)).await?;
         let pod = self.machine.pod().await?;
         let exec = ExecSpec {
             container_id: new.id.container_id.clone(),
@@ -107,6 +107,10 @@ impl Containers {
         self.publisher.publish(Event::ExecAdded(new.id));
         reservation.fill(process);
         Ok(())
+    }
+
+    fn owner<'a>(&'a self, id: &'a str) -> Owner<'a> {
+        Owner { namespace: self.publisher.namespace(), id }
     }
 }
 

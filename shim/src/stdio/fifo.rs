@@ -1,6 +1,11 @@
-//! Opening what containerd names for stdio.
+//! Opening what containerd names for stdio. Nothing here waits for whoever is at the other end.
 
-use std::{fs::File, os::fd::OwnedFd, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use pod::ErrorKind;
 use rustix::fs::{FileType, Mode, OFlags};
@@ -8,78 +13,80 @@ use rustix::fs::{FileType, Mode, OFlags};
 use crate::refusal::Refusal;
 
 /// A process's input, known to be a fifo; opened when the process starts.
-pub struct Input(String);
+pub struct Input(PathBuf);
 
 impl Input {
     /// Checks that `path` is a fifo, without opening it.
-    pub fn check(path: &str) -> Result<Self, Refusal> {
-        check_fifo(path)?;
-        Ok(Self(path.to_owned()))
+    pub fn check(path: PathBuf) -> Result<Self, Refusal> {
+        match kind("stdin", &path)? {
+            FileType::Fifo => Ok(Self(path)),
+            _ => Err(refusal("stdin", &path, "it is not a fifo")),
+        }
     }
 
     /// Opens the end to read, and a write end, so that the input does not end before `CloseIO`. Waits for no writer.
     pub fn open(&self) -> Result<(OwnedFd, OwnedFd), Refusal> {
-        Ok((open(&self.0, OFlags::RDONLY)?, open(&self.0, OFlags::WRONLY)?))
+        Ok((open("stdin", &self.0, OFlags::RDONLY)?, open("stdin", &self.0, OFlags::WRONLY)?))
     }
 }
 
 /// Where a process's output goes.
 pub enum Sink {
-    /// A fifo.
-    Fifo {
+    /// A pipe with or without a name.
+    Pipe {
         /// The end that is written.
         write: OwnedFd,
-        /// A read end, so that writing is no error while no reader is there.
-        read_hold: OwnedFd,
+        /// A read end of a fifo, so that writing is no error while no reader is there.
+        read_hold: Option<OwnedFd>,
     },
     /// A file to append to.
     File(File),
 }
 
 impl Sink {
-    /// Opens the fifo or `file://` at `path`, without waiting for a reader.
-    pub fn open(path: &str) -> Result<Self, Refusal> {
-        match path.split_once("://") {
-            None => {}
-            Some(("file", file)) => return append(file).map(Self::File),
-            Some(("fifo", fifo)) => return Self::open(fifo),
-            Some((scheme, _)) => {
-                return Err(Refusal::new(
-                    ErrorKind::Unimplemented,
-                    format!("cannot log to {path:?}: the scheme {scheme}:// is not supported; use a fifo or file://"),
-                ));
-            }
+    /// Opens the fifo at `path`, without waiting for a reader.
+    pub fn fifo(field: &str, path: &Path) -> Result<Self, Refusal> {
+        if kind(field, path)? != FileType::Fifo {
+            return Err(refusal(field, path, "it is not a fifo"));
         }
-        check_fifo(path)?;
         // In this order: opening the write end alone fails while nobody reads (fifo(7)).
-        let read_hold = open(path, OFlags::RDONLY)?;
-        Ok(Self::Fifo { write: open(path, OFlags::WRONLY)?, read_hold })
+        let read_hold = open(field, path, OFlags::RDONLY)?;
+        Ok(Self::Pipe { write: open(field, path, OFlags::WRONLY)?, read_hold: Some(read_hold) })
+    }
+
+    /// Opens the file at `path` to append to it, making it and its folder. A fifo of that name is written like any fifo; anything
+    /// else is refused, because writing to it could wait for somebody.
+    pub fn file(field: &str, path: &Path) -> Result<Self, Refusal> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(folder).map_err(|error| refusal(field, path, error))?;
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+        match rustix::fs::open(path, flags | OFlags::CLOEXEC, mode) {
+            Ok(file) => match rustix::fs::fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+                Ok(FileType::RegularFile) => Ok(Self::File(file.into())),
+                Ok(FileType::Fifo) => Self::fifo(field, path),
+                _ => Err(refusal(field, path, "it is neither a file nor a fifo")),
+            },
+            // What a fifo without a reader says to a writer that does not wait (open(2)).
+            Err(rustix::io::Errno::NXIO) => Self::fifo(field, path),
+            Err(error) => Err(refusal(field, path, io::Error::from(error))),
+        }
     }
 }
 
-fn check_fifo(path: &str) -> Result<(), Refusal> {
-    let kind =
-        rustix::fs::stat(path).map(|stat| FileType::from_raw_mode(stat.st_mode)).map_err(|e| refusal(path, e))?;
-    if kind == FileType::Fifo {
-        return Ok(());
-    }
-    Err(Refusal::new(ErrorKind::InvalidArgument, format!("cannot use {path} for stdio: it is not a fifo")))
+fn kind(field: &str, path: &Path) -> Result<FileType, Refusal> {
+    let stat = rustix::fs::stat(path).map_err(|error| refusal(field, path, io::Error::from(error)))?;
+    Ok(FileType::from_raw_mode(stat.st_mode))
 }
 
-fn open(path: &str, direction: OFlags) -> Result<OwnedFd, Refusal> {
-    rustix::fs::open(path, direction | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).map_err(|e| refusal(path, e))
+fn open(field: &str, path: &Path, direction: OFlags) -> Result<OwnedFd, Refusal> {
+    rustix::fs::open(path, direction | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| refusal(field, path, io::Error::from(error)))
 }
 
-fn append(path: &str) -> Result<File, Refusal> {
-    let folder = Path::new(path).parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(folder)
-        .and_then(|()| File::options().append(true).create(true).open(path))
-        .map_err(|error| refusal(path, error))
-}
-
-fn refusal(path: &str, error: impl std::fmt::Display) -> Refusal {
+fn refusal(field: &str, path: &Path, error: impl std::fmt::Display) -> Refusal {
     Refusal::new(
         ErrorKind::InvalidArgument,
-        format!("cannot open {path} for stdio: {error}; does the client that made it still run?"),
+        format!("cannot open {field} {}: {error}; does the client that made it still run?", path.display()),
     )
 }

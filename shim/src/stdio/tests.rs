@@ -29,18 +29,18 @@ fn open_reader(path: &Path) -> File {
     File::options().read(true).open(path).expect("reader")
 }
 
-fn stdout_to(fifo: &Fifo) -> (Stdio, UnixStream) {
+async fn stdout_to(fifo: &Fifo) -> (Stdio, UnixStream) {
     let paths = Paths { stdout: fifo.text(), ..Paths::default() };
     let (ours, process) = UnixStream::pair().expect("pair");
-    let opened = Opened::open(&paths).expect("opened");
+    let opened = open(&paths).await.expect("opened");
     let streams = ProcessStreams { stdout: Some(ours), ..ProcessStreams::default() };
     (opened.connect(streams).expect("connected"), process)
 }
 
-fn stdin_from(fifo: &Fifo) -> (Stdio, UnixStream) {
+async fn stdin_from(fifo: &Fifo) -> (Stdio, UnixStream) {
     let paths = Paths { stdin: fifo.text(), ..Paths::default() };
     let (ours, process) = UnixStream::pair().expect("pair");
-    let opened = Opened::open(&paths).expect("opened");
+    let opened = open(&paths).await.expect("opened");
     let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
     let mut stdio = opened.connect(streams).expect("connected");
     stdio.open_stdin().expect("opened");
@@ -51,6 +51,10 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|place| (place.wrapping_mul(31) >> 3) as u8).collect()
 }
 
+async fn open(paths: &Paths) -> Result<Opened, Refusal> {
+    Opened::open(paths, Owner { namespace: "ns", id: "c" }).await
+}
+
 async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.expect("thread")
 }
@@ -59,7 +63,7 @@ async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static)
 async fn output_arrives_whole_and_in_order_at_a_slow_reader() {
     const LENGTH: usize = 8 << 20;
     let fifo = Fifo::new();
-    let (stdio, mut process) = stdout_to(&fifo);
+    let (stdio, mut process) = stdout_to(&fifo).await;
     let path = fifo.path();
     let reader = tokio::task::spawn_blocking(move || {
         let mut file = open_reader(&path);
@@ -83,7 +87,7 @@ async fn output_arrives_whole_and_in_order_at_a_slow_reader() {
 #[tokio::test]
 async fn a_reader_that_does_not_read_holds_up_the_process_and_no_memory() {
     let fifo = Fifo::new();
-    let (_stdio, process) = stdout_to(&fifo);
+    let (_stdio, process) = stdout_to(&fifo).await;
     process.set_nonblocking(true).expect("set");
     let _reader = File::options().read(true).write(true).open(fifo.path()).expect("reader");
     let (mut accepted, mut refused_in_a_row) = (0_usize, 0);
@@ -103,7 +107,7 @@ async fn a_reader_that_does_not_read_holds_up_the_process_and_no_memory() {
 #[tokio::test]
 async fn a_reader_that_goes_and_comes_back_does_not_end_the_output() {
     let fifo = Fifo::new();
-    let (stdio, mut process) = stdout_to(&fifo);
+    let (stdio, mut process) = stdout_to(&fifo).await;
     drop(open_reader(&fifo.path()));
     process.write_all(b"while nobody read").expect("written");
     drop(process);
@@ -117,7 +121,7 @@ async fn a_reader_that_goes_and_comes_back_does_not_end_the_output() {
 #[tokio::test]
 async fn output_that_nobody_will_read_does_not_hold_up_the_end() {
     let fifo = Fifo::new();
-    let (stdio, process) = stdout_to(&fifo);
+    let (stdio, process) = stdout_to(&fifo).await;
     process.set_nonblocking(true).expect("set");
     for _ in 0..1000 {
         let _ = (&process).write(&[7; 4096]);
@@ -130,7 +134,7 @@ async fn output_that_nobody_will_read_does_not_hold_up_the_end() {
 #[tokio::test]
 async fn a_descendant_that_keeps_the_output_open_does_not_hold_up_the_end() {
     let fifo = Fifo::new();
-    let (stdio, _process) = stdout_to(&fifo);
+    let (stdio, _process) = stdout_to(&fifo).await;
     let _reader = File::options().read(true).write(true).open(fifo.path()).expect("reader");
     timeout(SILENCE_MAX * 2, stdio.drain()).await.expect("given up");
 }
@@ -139,7 +143,7 @@ async fn a_descendant_that_keeps_the_output_open_does_not_hold_up_the_end() {
 async fn input_arrives_whole_and_ends_after_close_io_only() {
     const LENGTH: usize = 4 << 20;
     let fifo = Fifo::new();
-    let (mut stdio, mut process) = stdin_from(&fifo);
+    let (mut stdio, mut process) = stdin_from(&fifo).await;
     let path = fifo.path();
     in_thread({
         let path = path.clone();
@@ -166,7 +170,7 @@ async fn a_terminal_is_not_hung_up_at_the_end_of_its_input() {
     let paths = Paths { stdin: fifo.text(), terminal: true, ..Paths::default() };
     let (ours, process) = UnixStream::pair().expect("pair");
     let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
-    let mut stdio = Opened::open(&paths).expect("opened").connect(streams).expect("connected");
+    let mut stdio = open(&paths).await.expect("opened").connect(streams).expect("connected");
     stdio.open_stdin().expect("opened");
     let path = fifo.path();
     in_thread(move || File::options().write(true).open(path).expect("writer").write_all(b"exit\n").expect("written"))
@@ -191,7 +195,7 @@ async fn a_file_gets_everything_appended() {
     for word in [b"one,", b"two;"] {
         let (ours, mut process) = UnixStream::pair().expect("pair");
         let streams = ProcessStreams { stdout: Some(ours), ..ProcessStreams::default() };
-        let stdio = Opened::open(&paths).expect("opened").connect(streams).expect("connected");
+        let stdio = open(&paths).await.expect("opened").connect(streams).expect("connected");
         process.write_all(word).expect("written");
         drop(process);
         stdio.drain().await;
@@ -199,17 +203,37 @@ async fn a_file_gets_everything_appended() {
     assert_eq!(std::fs::read_to_string(file).expect("read"), "one,two;");
 }
 
-#[test]
-fn paths_that_cannot_be_used_are_refused_by_name() {
-    for (path, kind, word) in [
-        ("binary:///bin/logger", pod::ErrorKind::Unimplemented, "binary://"),
-        ("/nowhere/fifo", pod::ErrorKind::InvalidArgument, "/nowhere/fifo"),
-        ("/dev/null", pod::ErrorKind::InvalidArgument, "not a fifo"),
+#[tokio::test]
+async fn paths_that_cannot_be_used_are_refused_by_name() {
+    for (path, word) in [
+        ("binary:///nowhere/logger", "/nowhere/logger"),
+        ("npipe:///x", "npipe://"),
+        ("/nowhere/fifo", "/nowhere/fifo"),
+        ("/dev/null", "not a fifo"),
+        ("file:///dev/null", "neither a file nor a fifo"),
+        ("file:///dev", "/dev"),
     ] {
-        let refusal = Opened::open(&Paths { stdout: path.into(), ..Paths::default() }).err().expect("refused");
-        assert_eq!(refusal.kind, kind);
-        assert!(refusal.message.contains(word), "{}", refusal.message);
+        let refusal = open(&Paths { stdout: path.into(), ..Paths::default() }).await.err().expect(path);
+        assert_eq!(refusal.kind, pod::ErrorKind::InvalidArgument, "{path}");
+        assert!(refusal.message.contains(word) && refusal.message.contains("stdout"), "{}", refusal.message);
+        let refusal = open(&Paths { stdin: path.into(), ..Paths::default() }).await.err().expect(path);
+        assert!(refusal.message.contains("stdin"), "{}", refusal.message);
     }
+}
+
+#[tokio::test]
+async fn a_fifo_named_as_a_file_waits_for_nobody() {
+    let fifo = Fifo::new();
+    let paths = Paths { stdout: format!("file://{}", fifo.text()), ..Paths::default() };
+    let (ours, mut process) = UnixStream::pair().expect("pair");
+    let opened = timeout(Duration::from_secs(5), open(&paths)).await.expect("it waits for a reader").expect("opened");
+    let streams = ProcessStreams { stdout: Some(ours), ..ProcessStreams::default() };
+    let stdio = opened.connect(streams).expect("connected");
+    process.write_all(b"into a fifo").expect("written");
+    drop(process);
+    let file = open_reader(&fifo.path());
+    stdio.drain().await;
+    assert_eq!(in_thread(move || std::io::read_to_string(file)).await.expect("read"), "into a fifo");
 }
 
 #[tokio::test]
@@ -218,7 +242,7 @@ async fn nothing_is_read_before_the_process_starts() {
     let paths = Paths { stdin: fifo.text(), ..Paths::default() };
     let (ours, _process) = UnixStream::pair().expect("pair");
     let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
-    let mut stdio = Opened::open(&paths).expect("opened").connect(streams).expect("connected");
+    let mut stdio = open(&paths).await.expect("opened").connect(streams).expect("connected");
     let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
     let try_to_write = || rustix::fs::open(fifo.path(), flags, rustix::fs::Mode::empty());
     assert_eq!(try_to_write().expect_err("no reader"), rustix::io::Errno::NXIO);
