@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{BufRead, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         atomic::{AtomicU32, Ordering},
@@ -16,12 +16,15 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{Finished, command, prefix};
+use crate::{Finished, command, node::cri_config, prefix};
 
 /// The runtime under test.
 pub const RUNTIME: &str = "io.containerd.kata-rs.v2";
 /// What it is compared with.
 pub const RUNC: &str = "io.containerd.runc.v2";
+
+/// Where the CRI plugin keeps all of its own.
+const KUBELETS_NAMESPACE: &str = "k8s.io";
 
 /// Time for containerd to come up, the emulated machine included.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -44,13 +47,23 @@ impl Containerd {
 
     /// The same, with more environment for it and its shims.
     pub fn start_with(environment: &[(&str, &str)]) -> Self {
+        let config = |folder: &TempDir| config(folder, &["io.containerd.grpc.v1.cri"]);
+        Self::start_as(config, format!("kata-rs-test-{}", std::process::id()), environment)
+    }
+
+    /// Starts one with the CRI plugin; images and tasks are those of the kubelet's namespace.
+    pub fn start_for_pods() -> Self {
+        let config = |folder: &TempDir| config(folder, &[]) + &cri_config(folder.path());
+        Self::start_as(config, KUBELETS_NAMESPACE.to_owned(), &[])
+    }
+
+    fn start_as(config: impl FnOnce(&TempDir) -> String, namespace: String, environment: &[(&str, &str)]) -> Self {
         let folder = tempfile::Builder::new().prefix("kata-rs-containerd-").tempdir().expect("a temporary folder");
         fs::write(folder.path().join("config.toml"), config(&folder)).expect("writable");
         let extra_environment: Vec<_> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         show_log_on_panic(folder.path().join("containerd.log"));
         let child = spawn(&folder, &extra_environment);
         let guard = Guard::of(&child, &folder);
-        let namespace = format!("kata-rs-test-{}", std::process::id());
         Self { folder, child, guard, namespace, next: AtomicU32::new(1), extra_environment }
     }
 
@@ -65,6 +78,11 @@ impl Containerd {
     /// The containerd namespace of the test.
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// Where all of it is. It goes with the value, and with the test program.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// containerd's socket.
@@ -204,13 +222,14 @@ fn watch(log: impl std::io::Read, mut copy: fs::File, ready: &mpsc::Sender<()>) 
     }
 }
 
-fn config(folder: &TempDir) -> String {
+fn config(folder: &TempDir, without: &[&str]) -> String {
     let folder = folder.path().display();
+    let without: String = without.iter().map(|plugin| format!("\"{plugin}\", ")).collect();
     format!(
         r#"version = 2
 root = "{folder}/root"
 state = "{folder}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
+disabled_plugins = [{without}"io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
 [grpc]
   address = "{folder}/containerd.sock"
 [ttrpc]

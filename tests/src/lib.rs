@@ -7,6 +7,7 @@
 pub mod command;
 pub mod conformance;
 pub mod containerd;
+pub mod node;
 pub mod prefix;
 mod processes;
 pub mod pty;

@@ -2,13 +2,12 @@
 
 use std::{thread, time::Duration};
 
-use crate::{figure::Figure, runs::Background};
+use crate::figure::Figure;
 
 const PERIOD: Duration = Duration::from_secs(30);
 
-/// `idle.cpu`, in percent of one core.
-pub fn figure(pod: &Background) -> Figure {
-    let pids: Vec<_> = ["kata-rs-vmm", "containerd-shim", "virtiofsd"].iter().flat_map(|name| pod.pids(name)).collect();
+/// `idle.cpu` of a pod's processes, in percent of one core.
+pub fn figure(pids: &[u32]) -> Figure {
     // A container that has just started still settles: that is not idleness.
     thread::sleep(Duration::from_secs(3));
     let before: u64 = pids.iter().map(|pid| run_nanos(*pid)).sum();

@@ -7,6 +7,7 @@ mod boot;
 mod figure;
 mod idle;
 mod memory;
+mod pods;
 mod runs;
 
 use anyhow::{Context, bail};
@@ -18,16 +19,30 @@ fn main() -> anyhow::Result<()> {
             bail!("the benchmark needs {missing}");
         }
     }
-    let mut figures = boot::figures()?;
+    // `bench cri` takes one part alone, and leaves the file of a whole run as it is.
+    let part = std::env::args().nth(1);
+    let mut figures = Vec::new();
+    for (name, take) in PARTS {
+        if part.as_deref().is_none_or(|part| part == name) {
+            figures.extend(take()?);
+        }
+    }
+    figures.iter().for_each(|figure| println!("{figure}"));
+    if part.is_none() { write(&figures) } else { Ok(()) }
+}
+
+/// Takes the figures of one part.
+type Take = fn() -> anyhow::Result<Vec<figure::Figure>>;
+
+const PARTS: [(&str, Take); 3] = [("boot", boot::figures), ("ctr", through_ctr), ("cri", pods::figures)];
+
+fn through_ctr() -> anyhow::Result<Vec<figure::Figure>> {
     let containerd = Containerd::start();
     let image = containerd.import("busybox");
-    figures.extend(runs::figures(&containerd, &image));
+    let mut figures = runs::figures(&containerd, &image);
     let pod = runs::Background::start(&containerd, &image);
     figures.extend(memory::figures(&pod)?);
-    figures.push(idle::figure(&pod));
-    drop(pod);
-    figures.iter().for_each(|figure| println!("{figure}"));
-    write(&figures)
+    Ok(figures)
 }
 
 fn write(figures: &[figure::Figure]) -> anyhow::Result<()> {

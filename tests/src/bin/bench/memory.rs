@@ -16,7 +16,7 @@ pub fn figures(pod: &Background) -> anyhow::Result<Vec<Figure>> {
 }
 
 /// All mappings but the guest's memory, which is a memfd in each process that maps it.
-fn pss_kib(pid: u32) -> anyhow::Result<u64> {
+pub fn pss_kib(pid: u32) -> anyhow::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).with_context(|| format!("smaps of {pid}"))?;
     Ok(pss_of(&text))
 }
