@@ -16,6 +16,8 @@ use rustix::{
     process::{Resource, Rlimit, setrlimit},
 };
 
+use crate::shared_memory;
+
 /// Why the guest could not be set up; it ends the machine, and the console tells it.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -78,7 +80,7 @@ pub fn set_up() -> Result<(), BootError> {
 pub fn set_up_rest() -> Result<(), BootError> {
     for (fs, at, flags, options) in [
         ("devpts", "/dev/pts", RUN.union(MountFlags::NOEXEC), Some(c"newinstance,ptmxmode=0666,mode=0620,gid=5")),
-        ("tmpfs", "/dev/shm", SAFE, Some(c"mode=1777")),
+        ("tmpfs", shared_memory::PLACE, shared_memory::FLAGS, Some(c"mode=1777")),
     ] {
         match fs::create_dir(at) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {

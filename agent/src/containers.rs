@@ -65,8 +65,16 @@ impl Containers {
     }
 
     /// Makes a container and answers with the pid of its first process.
-    pub async fn create(&self, id: String, spec: Box<Spec>, stdio: StdioRequest) -> Result<u32, Refusal> {
-        self.ask(|reply| Event::Create { id, spec, stdio, reply }).await
+    ///
+    /// With `pids_of` it joins the pid namespace of that container, which must run.
+    pub async fn create(
+        &self,
+        id: String,
+        spec: Box<Spec>,
+        pids_of: String,
+        stdio: StdioRequest,
+    ) -> Result<u32, Refusal> {
+        self.ask(|reply| Event::Create { id, spec, pids_of, stdio, reply }).await
     }
 
     /// Registers an exec.

@@ -13,7 +13,7 @@ use tokio::{sync::oneshot, task::spawn_blocking};
 use crate::{
     reaper::Reaper,
     refusal::Refusal,
-    runtime::{Container, ProcessStdio, Runtime, Size, Spawned},
+    runtime::{Container, ProcessStdio, Runtime, Shared, Size, Spawned},
     socket::Socket,
     stdio::{self, Master},
     streams::{ClaimError, Streams},
@@ -68,13 +68,14 @@ impl Launcher {
         &self,
         id: String,
         spec: Box<Spec>,
+        shared: Shared,
         stdio: StdioRequest,
     ) -> Result<(Launched, Arc<dyn Container>), Refusal> {
         let terminal = spec.process().as_ref().and_then(Process::terminal).unwrap_or(false);
         let (plumbing, theirs) = self.plumb(stdio, terminal).await?;
         let expectation = self.reaper.expect();
         let runtime = self.runtime.clone();
-        let made = spawn_blocking(move || runtime.create(&id, &spec, theirs));
+        let made = spawn_blocking(move || runtime.create(&id, &spec, &shared, theirs));
         let (spawned, container) = joined("make a container", made.await)?;
         let exit = expectation.claim(spawned.pid);
         Ok((connect(spawned, plumbing, exit)?, container))

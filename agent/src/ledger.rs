@@ -37,6 +37,7 @@ pub enum Event {
     Create {
         id: String,
         spec: Box<Spec>,
+        pids_of: String,
         stdio: StdioRequest,
         reply: Reply<u32>,
     },
@@ -140,7 +141,9 @@ impl Ledger {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Create { id, spec, stdio, reply } => self.create(id, spec, stdio, reply),
+            Event::Create { id, spec, pids_of, stdio, reply } => {
+                self.create(id, launching::Wanted { spec, pids_of, stdio }, reply)
+            }
             Event::AddExec { name, process, stdio, reply } => answer(reply, self.add_exec(&name, process, stdio)),
             Event::Start { name, reply } => self.start(name, reply),
             Event::Signal { name, signal, all, reply } => answer(reply, self.signal(&name, signal, all)),

@@ -34,6 +34,7 @@ pub mod reaper;
 pub mod refusal;
 pub mod runtime;
 pub mod service;
+pub mod shared_memory;
 pub mod socket;
 pub mod stages;
 pub mod stdio;

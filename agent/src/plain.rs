@@ -20,7 +20,7 @@ use rustix::{
 
 use crate::{
     refusal::Refusal,
-    runtime::{Container, ProcessStdio, Runtime, Size, Spawned},
+    runtime::{Container, ProcessStdio, Runtime, Shared, Size, Spawned},
 };
 
 /// The first process stops itself here until `start` lets it go on.
@@ -38,7 +38,13 @@ struct PlainContainer {
 }
 
 impl Runtime for PlainProcesses {
-    fn create(&self, _id: &str, spec: &Spec, stdio: ProcessStdio) -> Result<(Spawned, Arc<dyn Container>), Refusal> {
+    fn create(
+        &self,
+        _id: &str,
+        spec: &Spec,
+        _shared: &Shared,
+        stdio: ProcessStdio,
+    ) -> Result<(Spawned, Arc<dyn Container>), Refusal> {
         let process = spec.process().as_ref().ok_or_else(|| Refusal::invalid("config.json", "it has no process"))?;
         let spawned = spawn(GATE, process, stdio)?;
         wait_for_gate(spawned.pid)?;
@@ -63,6 +69,10 @@ impl Container for PlainContainer {
         let spawned = spawn(STRAIGHT, process, stdio)?;
         self.all.lock().expect("no code panics while it holds this lock").push(spawned.pid);
         Ok(spawned)
+    }
+
+    fn pid_namespace(&self) -> Result<OwnedFd, Refusal> {
+        Err(Refusal::Unsupported { what: "a pid namespace".into(), source: "ordinary processes have none".into() })
     }
 
     fn signal_all(&self, signal: Signal) -> Result<(), Refusal> {

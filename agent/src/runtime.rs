@@ -44,10 +44,23 @@ pub struct Spawned {
     pub master: Option<OwnedFd>,
 }
 
+/// What a new container shares with others of its pod, beyond what all of them do.
+#[derive(Default)]
+pub struct Shared {
+    /// The container whose pid namespace it joins.
+    pub pids_of: Option<Arc<dyn Container>>,
+}
+
 /// Makes containers.
 pub trait Runtime: Send + Sync + 'static {
     /// Makes a container whose first process waits at its gate. On failure nothing of it is left.
-    fn create(&self, id: &str, spec: &Spec, stdio: ProcessStdio) -> Result<(Spawned, Arc<dyn Container>), Refusal>;
+    fn create(
+        &self,
+        id: &str,
+        spec: &Spec,
+        shared: &Shared,
+        stdio: ProcessStdio,
+    ) -> Result<(Spawned, Arc<dyn Container>), Refusal>;
 
     /// Gets ready whatever makes the next create faster.
     fn warm_up(&self);
@@ -59,6 +72,8 @@ pub trait Container: Send + Sync + 'static {
     fn start(&self) -> Result<(), Refusal>;
     /// Runs a further process.
     fn exec(&self, process: &Process, stdio: ProcessStdio) -> Result<Spawned, Refusal>;
+    /// Its pid namespace, certainly its own and not that of somebody who has its first process's pid now.
+    fn pid_namespace(&self) -> Result<OwnedFd, Refusal>;
     /// Signals every process; called by the table's task itself, so it does not wait for anything.
     fn signal_all(&self, signal: rustix::process::Signal) -> Result<(), Refusal>;
     /// How many processes the OOM killer has ended; called by the table's task itself.

@@ -22,8 +22,9 @@ use crate::{
     launch::{Launcher, StdioRequest},
     process::Exit,
     reaper::Reaper,
-    refusal::Refusal,
+    refusal::{Refusal, Source},
     runtime::{Runtime, Size},
+    shared_memory,
     streams::Streams,
     sys,
 };
@@ -62,6 +63,16 @@ impl Service {
     /// Set by PowerOff.
     pub fn farewell(&self) -> Farewell {
         self.farewell.clone()
+    }
+
+    /// Containers see it where their specification binds it.
+    async fn size_shared_memory(&self, bytes: u64) -> Result<(), Refusal> {
+        if bytes == 0 || !self.home.owns_machine {
+            return Ok(());
+        }
+        let sized = spawn_blocking(move || shared_memory::set_size(bytes)).await;
+        let failed = |error: Source| Refusal::failed(format!("give the pod {bytes} bytes of shared memory"), error);
+        sized.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))
     }
 
     /// Kills everything and writes back what the file systems hold, within a deadline each.
@@ -106,7 +117,8 @@ impl Agent for Service {
     ) -> Answer<m::CreateContainerResponse> {
         let spec: Spec = from_slice(&request.oci_spec).map_err(|error| Refusal::invalid("config.json", error))?;
         let stdio = stdio(&request.stdio, request.columns, request.rows)?;
-        let pid = self.containers.create(request.container_id, Box::new(spec), stdio).await?;
+        self.size_shared_memory(request.shared_memory_bytes).await?;
+        let pid = self.containers.create(request.container_id, Box::new(spec), request.pids_of, stdio).await?;
         Ok(m::CreateContainerResponse { pid, ..Default::default() })
     }
 

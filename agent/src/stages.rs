@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -17,11 +17,11 @@ use container::{
     StageError, StdioFds, TerminalSize, plan, plan_exec, plan_limits,
 };
 use oci_spec::runtime::{LinuxResources, Process, Spec};
-use rustix::process::{Pid, Signal, kill_process, pidfd_send_signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, pidfd_send_signal, waitid};
 
 use crate::{
     refusal::{Refusal, with_sources},
-    runtime::{Container, ProcessStdio, Runtime, Size, Spawned},
+    runtime::{Container, ProcessStdio, Runtime, Shared, Size, Spawned},
 };
 
 /// Makes containers.
@@ -83,9 +83,20 @@ impl Spare {
 }
 
 impl Runtime for Stages {
-    fn create(&self, id: &str, spec: &Spec, stdio: ProcessStdio) -> Result<(Spawned, Arc<dyn Container>), Refusal> {
+    fn create(
+        &self,
+        id: &str,
+        spec: &Spec,
+        shared: &Shared,
+        stdio: ProcessStdio,
+    ) -> Result<(Spawned, Arc<dyn Container>), Refusal> {
         let what = || format!("container {id:?}");
-        let plan = plan(id, spec, &self.guest).map_err(|error| of_plan(&what(), error))?;
+        let mut plan = plan(id, spec, &self.guest).map_err(|error| of_plan(&what(), error))?;
+        // Held until the newborn is in it; the stage, another process, opens it by our name for it.
+        let pids = shared.pids_of.as_ref().map(|target| target.pid_namespace()).transpose()?;
+        if let Some(pids) = &pids {
+            plan.join_pid_namespace(format!("/proc/{}/fd/{}", std::process::id(), pids.as_raw_fd()).into());
+        }
         for warning in &plan.warnings {
             log::info!("container {id:?} goes without {warning}");
         }
@@ -137,6 +148,17 @@ impl Container for Contained {
         let (pid, pidfd, master, gate) = split(created);
         gate.start().map_err(|error| ended_by(error, pidfd.as_fd(), &what()))?;
         Ok(Spawned { pid, master })
+    }
+
+    fn pid_namespace(&self) -> Result<OwnedFd, Refusal> {
+        let what = || format!("join the processes of container {:?}", self.plan.id);
+        let path = format!("/proc/{}/ns/pid", self.init_pid);
+        let opened = File::open(path).map_err(|error| Refusal::failed(what(), error))?;
+        // Only a child that has not been reaped keeps its pid, so it was that one's.
+        let unreaped = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::PidFd(self.pidfd.as_fd()), unreaped)
+            .map_err(|errno| Refusal::failed(what(), io::Error::from(errno)))?;
+        Ok(opened.into())
     }
 
     fn signal_all(&self, signal: Signal) -> Result<(), Refusal> {

@@ -63,7 +63,7 @@ pub fn plan(id: &str, spec: &Spec, guest: &GuestFacts) -> Result<ContainerPlan, 
         // Without a UTS namespace of its own the container shares the pod's name, which is not its to change.
         hostname: spec.hostname().clone().filter(|name| own_uts && !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| own_uts && !name.is_empty()),
-        sysctls: sysctls(linux, &namespaces)?,
+        sysctls: sysctls(linux)?,
         cgroup: CgroupPlan {
             path: Path::new("containers").join(id),
             limits: resources.map(|resources| plan_limits(resources, guest)).transpose()?.unwrap_or_default(),
@@ -144,12 +144,12 @@ fn absolute_all(field: &str, paths: &[String]) -> Result<Vec<PathBuf>, PlanError
     paths.iter().map(|path| absolute(field, Path::new(path))).collect()
 }
 
-/// Kernel parameters, each allowed only where the container owns the namespace that holds it.
-fn sysctls(linux: &Linux, namespaces: &NamespacePlan) -> Result<Vec<Sysctl>, PlanError> {
+/// Kernel parameters, each allowed only where a namespace holds it.
+fn sysctls(linux: &Linux) -> Result<Vec<Sysctl>, PlanError> {
     let mut sysctls = Vec::new();
     for (name, value) in linux.sysctl().iter().flatten() {
         let path = sysctl_path(name)?;
-        namespaces::check_sysctl(name, &path, namespaces)?;
+        namespaces::check_sysctl(name, &path)?;
         sysctls.push(Sysctl { path, value: value.clone() });
     }
     sysctls.sort_by(|a, b| a.path.cmp(&b.path));

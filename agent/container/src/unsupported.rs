@@ -225,6 +225,15 @@ mod tests {
     }
 
     #[test]
+    fn the_page_on_limits_has_every_field() {
+        let page = include_str!("../../../docs/limits.md");
+        for field in SPEC.iter().map(|row| row.field).chain(PROCESS.iter().map(|row| row.field)) {
+            // A specification without a Linux part is a specification for another system.
+            assert!(field == "linux" || page.contains(&format!("`{field}`")), "docs/limits.md does not say {field}");
+        }
+    }
+
+    #[test]
     fn every_row_says_what_to_do_in_a_sentence_without_a_full_stop() {
         let sentences = SPEC.iter().map(|row| row.sentence).chain(PROCESS.iter().map(|row| row.sentence));
         for sentence in sentences {

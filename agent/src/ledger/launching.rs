@@ -16,22 +16,45 @@ use crate::{
     launch::{Launched, StdioRequest},
     process::{Event as Step, State},
     refusal::Refusal,
-    runtime::Container,
+    runtime::{Container, Shared},
 };
 
+/// A container to make.
+pub(super) struct Wanted {
+    pub spec: Box<Spec>,
+    /// The container whose pid namespace it joins, or nothing.
+    pub pids_of: String,
+    pub stdio: StdioRequest,
+}
+
 impl Ledger {
-    pub(super) fn create(&mut self, id: String, spec: Box<Spec>, stdio: StdioRequest, reply: Reply<u32>) {
-        if let Err(refusal) = self.check_new(&id) {
-            return answer(reply, Err(refusal));
-        }
+    pub(super) fn create(&mut self, id: String, wanted: Wanted, reply: Reply<u32>) {
+        let Wanted { spec, pids_of, stdio } = wanted;
+        let shared = match self.check_new(&id).and_then(|()| self.shared_with(&pids_of)) {
+            Ok(shared) => shared,
+            Err(refusal) => return answer(reply, Err(refusal)),
+        };
         let first = Entry::new(self.next_serial(), State::Creating);
         let row = Row { first, execs: BTreeMap::new(), container: None, frozen: false, deletion: Deletion::NotAsked };
         self.rows.insert(id.clone(), row);
         let (launcher, events) = (self.launcher.clone(), self.events.clone());
         tokio::spawn(async move {
-            let outcome = launcher.create(id.clone(), spec, stdio).await;
+            let outcome = launcher.create(id.clone(), spec, shared, stdio).await;
             tell(&events, Event::Made { id, outcome, reply }).await;
         });
+    }
+
+    /// A namespace whose first process has not started yet takes others in all the same; one whose first process has ended takes nobody.
+    fn shared_with(&mut self, pids_of: &str) -> Result<Shared, Refusal> {
+        if pids_of.is_empty() {
+            return Ok(Shared::default());
+        }
+        let target = self.find(pids_of)?;
+        if self.row(pids_of)?.first.state.exit().is_some() {
+            let hint = "a container can join the processes of a running one only";
+            return Err(wrong_state(format!("container {pids_of:?}"), "stopped", hint));
+        }
+        Ok(Shared { pids_of: Some(target) })
     }
 
     pub(super) fn check_new(&self, id: &str) -> Result<(), Refusal> {

@@ -17,6 +17,7 @@ use crate::{
     agent::Agent,
     console::Tail,
     container::{Event, State},
+    host_pids::HostPids,
     launch::{Launched, launch},
     launcher::{Launcher, ProcessLauncher},
     machine::Machine,
@@ -39,6 +40,7 @@ struct Shared {
     machine: Machine,
     share: Share,
     streams: StreamDoor,
+    host_pids: HostPids,
     console: Option<Tail>,
     marks: Vec<Mark>,
 }
@@ -78,6 +80,7 @@ impl Pod {
             machine: machine.clone(),
             share: acquired.share.clone().expect(expect),
             streams: StreamDoor::new(state),
+            host_pids: HostPids::of_machine(machine.pid()),
             console: acquired.console.clone(),
             marks,
         };
@@ -107,6 +110,12 @@ impl Pod {
     /// Moments of the launch as the host's side saw them, on the same clock as the marks of [`Pod::report`].
     pub fn launch_marks(&self) -> &[Mark] {
         &self.shared.marks
+    }
+
+    /// The pid that stands on the host for a container: the VMM's, except that further containers of a Kubernetes pod have one of their own each,
+    /// so that one can be told to join another one's processes.
+    pub fn host_pid(&self, container_id: &str) -> u32 {
+        self.shared.host_pids.of(container_id)
     }
 
     /// Host pid of the VMM, what containerd shows as the task's pid.

@@ -1,7 +1,9 @@
 //! The storage plan: how each mount of an OCI spec reaches the guest. Pure.
 //!
-//! Every mount goes one of three ways:
+//! Every mount goes one of four ways:
 //! - *made in the guest* (proc, sysfs, tmpfs, devpts, mqueue, cgroup): passed on unchanged;
+//! - *the pod's shared memory* (what a runtime made on the host to be shown at /dev/shm): one tmpfs of the guest, of the same size, for all of
+//!   the pod's containers. Over a share, two containers would each map pages of their own, and nobody would count them;
 //! - *the guest's own* (a bind of something below /proc, /sys or /dev): the guest has its own, and the host's would be a leak;
 //! - *shared* (every other bind): bound into the share tree by the host, which also enforces read-only, and named by its guest path.
 //!
@@ -15,7 +17,7 @@ use std::path::{Component, Path, PathBuf};
 use agent_protocol::SHARE_MOUNT_POINT;
 use oci_spec::runtime::Mount;
 
-use crate::{ErrorKind, HostMount, PodError, RootFs, mount_options::MountOptions};
+use crate::{ErrorKind, HostMount, PodError, RootFs, membership::Membership, mount_options::MountOptions, refusals};
 
 /// Most mounts of one container; Kubernetes pods have tens.
 pub(crate) const MOUNTS_MAX: usize = 1024;
@@ -27,6 +29,8 @@ const MADE_IN_GUEST: [&str; 9] =
 const GUESTS_OWN: [&str; 3] = ["/proc", "/sys", "/dev"];
 /// Except these, which are ordinary folders of the host.
 const SHARED_AFTER_ALL: [&str; 1] = ["/dev/shm"];
+/// Where shared memory is, in every container and in the guest.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// One path of the host, bound into the share tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,25 +54,51 @@ pub(crate) struct StoragePlan {
     pub rootfs: RootFs,
     /// The volumes.
     pub binds: Vec<Bind>,
+    /// The host's folder in whose place the guest's shared memory is; its size counts.
+    pub shared_memory: Option<PathBuf>,
 }
 
 impl StoragePlan {
     /// Plans a container's storage and rewrites the sources of its mounts into guest paths.
-    pub(crate) fn make(container_id: &str, rootfs: RootFs, mounts: &mut [Mount]) -> Result<Self, PodError> {
+    pub(crate) fn make(
+        container_id: &str,
+        membership: &Membership,
+        rootfs: RootFs,
+        mounts: &mut [Mount],
+    ) -> Result<Self, PodError> {
         check_rootfs(&rootfs)?;
         if mounts.len() > MOUNTS_MAX {
             return Err(refused(format!("the container has {} mounts, more than {MOUNTS_MAX}", mounts.len())));
         }
         let mut binds = Vec::new();
+        let mut shared_memory = None;
+        let pod = match membership {
+            Membership::Member { sandbox } => sandbox,
+            Membership::Alone | Membership::Sandbox => container_id,
+        };
         for mount in mounts {
-            if let Some(bind) = plan_mount(mount, binds.len())? {
+            if is_shared_memory(mount, pod) {
+                shared_memory = mount.source().clone();
+                mount.set_source(Some(SHARED_MEMORY.into()));
+                mount.set_typ(Some("bind".to_owned()));
+            } else if let Some(bind) = plan_mount(mount, binds.len())? {
                 mount.set_source(Some(guest_mount_path(container_id, &bind.name)));
                 mount.set_typ(Some("bind".to_owned()));
                 binds.push(bind);
             }
         }
-        Ok(Self { container_id: container_id.to_owned(), rootfs, binds })
+        Ok(Self { container_id: container_id.to_owned(), rootfs, binds, shared_memory })
     }
+}
+
+/// Is this the tmpfs that the runtime made for the pod (`.../<pod's id>/shm`, `.../<pod's id>/userdata/shm`, `.../<id>/mounts/shm`)? A
+/// volume that its owner wants at /dev/shm has a path of another form, and stays a volume.
+fn is_shared_memory(mount: &Mount, pod: &str) -> bool {
+    let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
+    let is_bind = options.bind || mount.typ().as_deref() == Some("bind");
+    let source = mount.source().as_deref().filter(|source| source.is_absolute() && source.ends_with("shm"));
+    let of_the_pod = |source: &Path| source.components().any(|part| part == Component::Normal(pod.as_ref()));
+    is_bind && mount.destination() == Path::new(SHARED_MEMORY) && source.is_some_and(of_the_pod)
 }
 
 /// Where the container's root is in the guest.
@@ -88,12 +118,7 @@ fn plan_mount(mount: &Mount, number: usize) -> Result<Option<Bind>, PodError> {
         return if MADE_IN_GUEST.contains(&fs_type) {
             Ok(None)
         } else {
-            Err(PodError::new(
-                ErrorKind::Unimplemented,
-                format!(
-                    "a mount of type {fs_type:?} at {destination} has no way into the guest: mount it on the host and bind it"
-                ),
-            ))
+            Err(refusals::MOUNT_TYPE.of(format!("the mount of type {fs_type:?} at {destination}")))
         };
     }
     let source = mount.source().as_deref().filter(|s| s.is_absolute());
@@ -134,13 +159,7 @@ fn check_rootfs(rootfs: &RootFs) -> Result<(), PodError> {
 fn check_host_mount(mount: &HostMount) -> Result<(), PodError> {
     match mount.fs_type.as_str() {
         "overlay" | "bind" => Ok(()),
-        other => Err(PodError::new(
-            ErrorKind::Unimplemented,
-            format!(
-                "a root filesystem of type {other:?} ({}) is not supported: use the overlayfs or native snapshotter",
-                mount.source
-            ),
-        )),
+        other => Err(refusals::ROOTFS_TYPE.of(format!("the root filesystem of type {other:?} ({})", mount.source))),
     }
 }
 
@@ -169,7 +188,7 @@ mod tests {
     }
 
     fn plan(mounts: &mut [Mount]) -> Result<StoragePlan, PodError> {
-        StoragePlan::make("c1", folder(), mounts)
+        StoragePlan::make("c1", &Membership::Alone, folder(), mounts)
     }
 
     #[test]
@@ -182,6 +201,41 @@ mod tests {
         let before = mounts.clone();
         assert_eq!(plan(&mut mounts).expect("planned").binds, []);
         assert_eq!(mounts, before);
+    }
+
+    fn at_dev_shm(source: &str) -> Mount {
+        let mut mount = mount("bind", source, &["rbind", "ro", "nosuid"]);
+        mount.set_destination(SHARED_MEMORY.into());
+        mount
+    }
+
+    #[test]
+    fn the_pods_shared_memory_is_the_guests() {
+        let member = Membership::Member { sandbox: "p".into() };
+        for (membership, source) in [
+            (&member, "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/p/shm"),
+            (&member, "/run/containers/storage/overlay-containers/p/userdata/shm"),
+            (&Membership::Sandbox, "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/c1/shm"),
+            (&Membership::Alone, "/var/lib/docker/containers/c1/mounts/shm"),
+        ] {
+            let mut mounts = [at_dev_shm(source)];
+            let plan = StoragePlan::make("c1", membership, folder(), &mut mounts).expect("planned");
+            assert_eq!((plan.binds, plan.shared_memory.as_deref()), (vec![], Some(Path::new(source))));
+            assert_eq!(mounts[0].source().as_deref(), Some(Path::new("/dev/shm")));
+            assert_eq!(mounts[0].options().as_deref().expect("kept"), ["rbind", "ro", "nosuid"]);
+        }
+    }
+
+    #[test]
+    fn a_volume_at_dev_shm_stays_a_volume() {
+        let member = Membership::Member { sandbox: "p".into() };
+        for source in
+            ["/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/shm", "/dev/shm", "/srv/p/data", "/p/shm/x"]
+        {
+            let mut mounts = [at_dev_shm(source)];
+            let plan = StoragePlan::make("c1", &member, folder(), &mut mounts).expect("planned");
+            assert_eq!((plan.binds.len(), plan.shared_memory), (1, None), "{source}");
+        }
     }
 
     #[test]
@@ -231,7 +285,7 @@ mod tests {
             (RootFs::Mounts(vec![ext4]), "\"ext4\""),
             (RootFs::Folder("rootfs".into()), "not an absolute path"),
         ] {
-            let error = StoragePlan::make("c1", rootfs, &mut []).expect_err(words);
+            let error = StoragePlan::make("c1", &Membership::Alone, rootfs, &mut []).expect_err(words);
             assert!(error.message.contains(words), "{}", error.message);
         }
     }

@@ -1,15 +1,18 @@
 //! The host's OCI spec, rewritten into the guest's. Pure.
 //!
-//! What changes: paths (root, mount sources, cgroup), what the machine is itself (the network namespace, joined host namespaces), and what
+//! What changes: paths (root, mount sources, cgroup), what the machine is itself (namespaces, see [`crate::namespaces`]), and what
 //! cannot work inside (hooks are programs of the host). Everything else is the agent's to apply.
 
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Root, Spec};
+use oci_spec::runtime::{Root, Spec};
 
 use crate::{
     ContainerSpec, ErrorKind, PodError,
+    host_pids::Whose,
     ids::check_id,
+    membership::Membership,
+    namespaces,
     storage::{StoragePlan, guest_rootfs_path},
 };
 
@@ -23,25 +26,31 @@ pub(crate) struct Translation {
     pub storage: StoragePlan,
     /// For the agent.
     pub guest: Spec,
+    /// Where the container stands.
+    pub membership: Membership,
+    /// The container whose processes it joins.
+    pub pids_of: Option<String>,
     /// What was left out, for the log.
     pub warnings: Vec<String>,
 }
 
-/// Translates a container.
-pub(crate) fn translate(container: &ContainerSpec) -> Result<Translation, PodError> {
+/// Translates a container; `whose` tells whom a pid of the host means.
+pub(crate) fn translate(container: &ContainerSpec, whose: impl Fn(u32) -> Whose) -> Result<Translation, PodError> {
     check_id("container", &container.id)?;
+    let membership = Membership::of(&container.id, &container.oci);
     let mut guest = container.oci.clone();
     let mut warnings = Vec::new();
     if guest.process().is_none() {
         return Err(PodError::new(ErrorKind::InvalidArgument, "config.json has no process: there is nothing to run"));
     }
+    let pids_of = translate_namespaces(&mut guest, &membership, whose)?;
     let mut mounts = guest.mounts_mut().take().unwrap_or_default();
-    let storage = StoragePlan::make(&container.id, container.rootfs.clone(), &mut mounts)?;
+    let storage = StoragePlan::make(&container.id, &membership, container.rootfs.clone(), &mut mounts)?;
     guest.set_mounts(Some(mounts));
     set_root(&mut guest, &container.id);
     drop_hooks(&mut guest, &mut warnings);
     translate_linux(&mut guest, &container.id, &mut warnings);
-    Ok(Translation { storage, guest, warnings })
+    Ok(Translation { storage, guest, membership, pids_of, warnings })
 }
 
 fn set_root(guest: &mut Spec, id: &str) {
@@ -58,18 +67,20 @@ fn drop_hooks(guest: &mut Spec, warnings: &mut Vec<String>) {
     }
 }
 
+fn translate_namespaces(
+    guest: &mut Spec,
+    membership: &Membership,
+    whose: impl Fn(u32) -> Whose,
+) -> Result<Option<String>, PodError> {
+    let Some(linux) = guest.linux_mut() else { return Ok(None) };
+    let planned = namespaces::plan(linux.namespaces().as_deref(), membership, whose)?;
+    linux.set_namespaces(Some(planned.guest));
+    Ok(planned.pids_of)
+}
+
 fn translate_linux(guest: &mut Spec, id: &str, warnings: &mut Vec<String>) {
     let Some(linux) = guest.linux_mut() else { return };
     linux.set_cgroups_path(Some(guest_cgroup(linux.cgroups_path().as_deref(), id)));
-    if let Some(namespaces) = linux.namespaces_mut() {
-        // The machine is the pod's network namespace, whatever path the host names it by.
-        namespaces.retain(|n| n.typ() != LinuxNamespaceType::Network);
-        // A path of the host means "join the pod's". The pod's IPC namespace is the machine's own; of the others each container has its own.
-        namespaces.retain(|n| n.typ() != LinuxNamespaceType::Ipc || n.path().is_none());
-        for namespace in namespaces.iter_mut() {
-            namespace.set_path(None);
-        }
-    }
     if linux.intel_rdt().is_some() {
         linux.set_intel_rdt(None);
         warnings.push("linux.intelRdt is for the host's caches: it was left out".to_owned());
@@ -94,10 +105,15 @@ fn guest_cgroup(host: Option<&Path>, id: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use oci_spec::runtime::LinuxNamespaceType;
     use serde_json::json;
 
     use super::*;
     use crate::{RootFs, StdioWanted};
+
+    fn translate(container: &ContainerSpec) -> Result<Translation, PodError> {
+        super::translate(container, |_| Whose::Pod)
+    }
 
     fn container(oci: serde_json::Value) -> ContainerSpec {
         ContainerSpec {
@@ -113,13 +129,14 @@ mod tests {
             "ociVersion": "1.0.2",
             "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}},
             "root": {"path": "rootfs", "readonly": true},
+            "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "p"},
             "hooks": {"prestart": [{"path": "/usr/bin/nvidia"}]},
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
                        {"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind"]}],
             "linux": {
                 "cgroupsPath": "/../../default/c1",
                 "namespaces": [{"type": "network", "path": "/var/run/netns/x"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
-                    {"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "mount"}],
+                    {"type": "uts", "path": "/proc/7/ns/uts"}, {"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "mount"}],
                 "resources": {"memory": {"limit": 1048576}}
             }
         })
@@ -140,11 +157,12 @@ mod tests {
 
     #[test]
     fn the_machine_is_the_network_namespace_and_resources_stay() {
-        let guest = translate(&container(spec())).expect("translated").guest;
-        let linux = guest.linux().as_ref().expect("kept");
+        let translation = translate(&container(spec())).expect("translated");
+        let linux = translation.guest.linux().as_ref().expect("kept");
         let kinds: Vec<_> =
             linux.namespaces().as_ref().expect("kept").iter().map(|n| (n.typ(), n.path().is_some())).collect();
         assert_eq!(kinds, [(LinuxNamespaceType::Pid, false), (LinuxNamespaceType::Mount, false)]);
+        assert_eq!(translation.pids_of.as_deref(), Some("p"));
         assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/kata-rs/c1")));
         assert_eq!(
             linux.resources().as_ref().and_then(|r| r.memory().as_ref()).and_then(|m| m.limit()),

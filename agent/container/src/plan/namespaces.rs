@@ -69,25 +69,19 @@ impl NamespacePlan {
     }
 }
 
-/// Lets a sysctl pass when the namespace that holds it is the container's or the pod's.
+/// Lets a sysctl pass when a namespace holds it, the container's own or else the machine's, which is the pod's.
 ///
-/// The network namespace is the machine, so `net.*` is the pod's to set. Everything else would change the whole guest.
-pub(super) fn check_sysctl(name: &str, path: &str, namespaces: &NamespacePlan) -> Result<(), PlanError> {
+/// Everything else would change the whole kernel; other runtimes refuse it because that is the host's, and what runs here must run there.
+pub(super) fn check_sysctl(name: &str, path: &str) -> Result<(), PlanError> {
     let refuse = |sentence| Err(PlanError::Unsupported { field: format!("linux.sysctl {name}"), sentence });
     if path.starts_with("net/") {
         return Ok(());
     }
     if IPC_SYSCTLS.contains(&path) || Path::new(path).starts_with("fs/mqueue") {
-        return match namespaces.has(Namespace::Ipc) {
-            true => Ok(()),
-            false => refuse("belongs to the IPC namespace, which this container shares; ask for one of its own"),
-        };
+        return Ok(());
     }
     match path {
-        "kernel/domainname" if namespaces.new.contains(&Namespace::Uts) => Ok(()),
-        "kernel/domainname" => {
-            refuse("belongs to the UTS namespace, which this container shares; ask for one of its own")
-        }
+        "kernel/domainname" => Ok(()),
         "kernel/hostname" => refuse("is set by `hostname`; use that field"),
         _ => refuse("is not namespaced: it would change the whole machine; set it for the pod instead"),
     }

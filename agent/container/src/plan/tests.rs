@@ -177,7 +177,7 @@ fn dev_is_filled_unless_it_is_bound_from_elsewhere() {
 }
 
 #[test]
-fn sysctls_are_set_only_where_the_namespace_is_the_containers() {
+fn sysctls_are_set_only_where_a_namespace_holds_them() {
     let set = |name: &str| try_plan(|spec| spec["linux"]["sysctl"] = json!({name: "1"}));
     assert_eq!(set("net.ipv4.ip_forward").expect("allowed").sysctls[0].path, "net/ipv4/ip_forward");
     assert_eq!(
@@ -186,6 +186,12 @@ fn sysctls_are_set_only_where_the_namespace_is_the_containers() {
     );
     assert!(set("kernel.shmmax").is_ok());
     assert!(set("fs.mqueue.msg_max").is_ok());
+    assert!(set("kernel.domainname").is_ok());
+    let shared = try_plan(|spec| {
+        spec["linux"]["namespaces"] = json!([{"type": "pid"}]);
+        spec["linux"]["sysctl"] = json!({"kernel.shm_rmid_forced": "1"});
+    });
+    assert!(shared.is_ok(), "the machine's namespaces are the pod's");
     assert!(set("vm.swappiness").is_err());
     assert!(set("kernel.hostname").is_err());
     assert!(set("net/../kernel/core_pattern").is_err());

@@ -40,6 +40,15 @@ pub struct ContainerPlan {
     pub warnings: Vec<Warning>,
 }
 
+impl ContainerPlan {
+    /// Lets it join a pid namespace, which a path of the guest names, in place of one of its own.
+    pub fn join_pid_namespace(&mut self, path: PathBuf) {
+        self.namespaces.new.retain(|kind| *kind != Namespace::Pid);
+        self.namespaces.join.retain(|(kind, _)| *kind != Namespace::Pid);
+        self.namespaces.join.push((Namespace::Pid, path));
+    }
+}
+
 /// Everything decided about one process of a container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExecPlan {

@@ -10,6 +10,8 @@ use crate::{
     agent::wire,
     container::Event,
     ids::check_id,
+    membership::Membership,
+    shared_memory,
     translate::{Translation, translate},
 };
 
@@ -18,7 +20,7 @@ impl Pod {
     pub async fn create_container(&self, container: ContainerSpec) -> Result<(u32, ProcessStreams), PodError> {
         let pod = self.clone();
         detached(async move {
-            let translation = translate(&container)?;
+            let translation = translate(&container, |pid| pod.shared.host_pids.whose(pid))?;
             translation.warnings.iter().for_each(|warning| log::warn!("container {}: {warning}", container.id));
             let process = ProcessId::first(&container.id);
             pod.enter(&process).await?;
@@ -37,6 +39,13 @@ impl Pod {
             .map_err(|e| PodError::host("cannot write the guest's config.json", e))?;
         let (columns, rows) = container.stdio.terminal.unwrap_or_default();
         let begun = Instant::now();
+        let shared_memory_bytes = match &translation.storage.shared_memory {
+            Some(folder) => shared_memory::size_of(folder.clone()).await,
+            None => 0,
+        };
+        if matches!(translation.membership, Membership::Member { .. }) {
+            self.shared.host_pids.give(&container.id);
+        }
         let ((), (streams, stdio)) =
             tokio::try_join!(self.shared.share.add(translation.storage), self.shared.streams.open(container.stdio))?;
         let request = CreateContainerRequest {
@@ -45,6 +54,8 @@ impl Pod {
             stdio: protobuf::MessageField::some(stdio),
             columns: columns.into(),
             rows: rows.into(),
+            pids_of: translation.pids_of.unwrap_or_default(),
+            shared_memory_bytes,
             ..Default::default()
         };
         let prepared = begun.elapsed();
@@ -98,10 +109,11 @@ impl Pod {
                 Ok(made)
             }
             Err(error) => {
-                if !process.is_exec()
-                    && let Err(left) = self.shared.share.remove(&process.container_id).await
-                {
-                    log::error!("{left}");
+                if !process.is_exec() {
+                    self.shared.host_pids.take(&process.container_id);
+                    if let Err(left) = self.shared.share.remove(&process.container_id).await {
+                        log::error!("{left}");
+                    }
                 }
                 let _ = self.apply(process, Event::MakeFailed).await;
                 Err(self.explain(error).await)

@@ -143,7 +143,12 @@ impl Pod {
             Err(_) if self.shared.machine.gone_already().is_some() => {}
             Err(error) => return Err(error),
         }
-        if process.is_exec() { Ok(()) } else { self.shared.share.remove(&process.container_id).await }
+        if process.is_exec() {
+            return Ok(());
+        }
+        self.shared.share.remove(&process.container_id).await?;
+        self.shared.host_pids.take(&process.container_id);
+        Ok(())
     }
 
     /// Waits for a process's end in the background, without keeping the pod.

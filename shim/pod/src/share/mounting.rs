@@ -14,6 +14,7 @@ use rustix::{
 use crate::{
     ErrorKind, HostMount, PodError,
     mount_options::{MountOptions, overlay_data},
+    refusals,
 };
 
 /// Flags of every mount that the guest sees.
@@ -49,13 +50,7 @@ pub(super) fn unshareable(path: &Path, kind: FileType) -> PodError {
         FileType::Fifo => "a fifo",
         _ => "neither a folder nor a file",
     };
-    PodError::new(
-        ErrorKind::InvalidArgument,
-        format!(
-            "the volume {} is {what}, which works in the host's kernel only: share a folder or a regular file",
-            path.display()
-        ),
-    )
+    refusals::SPECIAL_FILE.of(format!("the volume {} is {what}", path.display()))
 }
 
 /// Binds an open source onto a stage, with flags on every mount of it.
@@ -128,7 +123,7 @@ pub(crate) fn parse_mounts(mountinfo: &[u8]) -> Vec<(PathBuf, MountFlags)> {
 }
 
 /// Octal escapes of space, tab, newline and backslash (proc(5)).
-fn unescape(field: &[u8]) -> PathBuf {
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -77,7 +77,7 @@ async fn available_bytes(pod: &Pod, scratch: &std::path::Path) -> anyhow::Result
         "root": { "path": "rootfs" },
         "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": ["/bin/busybox", "cat", "/proc/meminfo"] },
         "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] },
+        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "ipc" }, { "type": "uts" }, { "type": "network" }] },
     }))?;
     let container = ContainerSpec {
         id: "meminfo".to_owned(),
