@@ -43,7 +43,8 @@ STAGED := $(STAGED_PROGRAMS) \
 	$(STAGE)/libexec/kata-rs/virtiofsd \
 	$(STAGE)/share/kata-rs/vmlinux-hw \
 	$(STAGE)/share/kata-rs/vmlinux-pvm \
-	$(STAGE)/share/kata-rs/guest.erofs
+	$(STAGE)/share/kata-rs/guest.erofs \
+	$(patsubst deploy/%,$(STAGE)/share/kata-rs/deploy/%,$(wildcard deploy/*))
 ARCHIVES := $(IMAGES)/busybox.tar $(IMAGES)/python.tar $(IMAGES)/pause.tar
 
 .PHONY: help
@@ -82,6 +83,11 @@ endef
 $(STAGE)/bin/containerd-shim-kata-rs-v2: $(RELEASE)/containerd-shim-kata-rs-v2 ; $(stage)
 $(STAGE)/bin/kata-rs: $(RELEASE)/kata-rs ; $(stage)
 $(STAGE)/libexec/kata-rs/kata-rs-vmm: $(RELEASE)/kata-rs-vmm ; $(stage)
+
+# The installer among them, which installs the prefix that it lies in.
+$(STAGE)/share/kata-rs/deploy/%: deploy/%
+	@mkdir -p $(@D)
+	@cp $< $@
 
 $(STAGE)/libexec/kata-rs/virtiofsd: scripts/virtiofsd.sh
 	@$(STEP) "file server (virtiofsd)" scripts/virtiofsd.sh $@ && touch $@
@@ -151,15 +157,14 @@ lint: ## Check formatting, lints and scripts
 	@cargo fmt --all --check
 	@cargo clippy --quiet --workspace --all-targets -- -D warnings
 	@for script in scripts/*.sh guest-kernel/*.sh .ci/run; do bash -n "$$script"; done
+	@sh -n deploy/install.sh
 
 .PHONY: install
-install: build ## Copy the prefix to PREFIX (default /opt/kata-rs)
-	@mkdir -p $(DESTDIR)$(PREFIX)/share/kata-rs/deploy
-	@cp -a $(STAGE)/. $(DESTDIR)$(PREFIX)/
-	@install -m 0644 deploy/*.toml deploy/*.yaml deploy/*.md $(DESTDIR)$(PREFIX)/share/kata-rs/deploy/
-	@echo "Installed in $(DESTDIR)$(PREFIX). containerd has to find the shim on its PATH and know the runtime:"
+install: build ## Install as a version of its own below PREFIX (default /opt/kata-rs); running pods keep theirs
+	@$(STAGE)/share/kata-rs/deploy/install.sh install --prefix "$(PREFIX)" --root "$(DESTDIR)"
+	@echo "Current in $(DESTDIR)$(PREFIX). containerd has to find the shim on its PATH and know the runtime:"
 	@echo "  ln -s $(PREFIX)/bin/containerd-shim-kata-rs-v2 /usr/local/bin/"
-	@echo "  see $(PREFIX)/share/kata-rs/deploy/ for the containerd drop-in and the RuntimeClass"
+	@echo "  see docs/clusters.md, and $(PREFIX)/current/share/kata-rs/deploy/ for what a cluster needs"
 
 .PHONY: clean
 clean: ## Remove target/ (the cache in ~/.cache/kata-rs stays)
