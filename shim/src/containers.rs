@@ -47,7 +47,7 @@ impl Containers {
         Arc::new(Self { machine, publisher, table: Table::default() })
     }
 
-    /// The pid that stands for every process of the pod on the host; a guest's pid would name a stranger here.
+    /// The pid that stands for the pod on the host; a guest's pid would name a stranger here.
     pub fn pid(&self) -> u32 {
         self.machine.pid()
     }
@@ -70,6 +70,7 @@ impl Containers {
         let process = self.table.find(id)?;
         let life = held(&process.life);
         Ok(Snapshot {
+            pid: process.pid,
             bundle: process.bundle.clone(),
             stdio: process.paths.clone(),
             phase: life.phase(),
@@ -115,12 +116,12 @@ impl Containers {
         let mut life = held(&process.life);
         for news in step(&mut life) {
             match news {
-                Announcement::Started => self.publisher.publish(Event::Started(process.id.clone(), self.pid())),
+                Announcement::Started => self.publisher.publish(Event::Started(process.id.clone(), process.pid)),
                 Announcement::OutOfMemory => {
                     self.publisher.publish(Event::OutOfMemory(process.id.container_id.clone()));
                 }
                 Announcement::Exited(exit) => {
-                    self.publisher.publish(Event::Exited(process.id.clone(), self.pid(), exit));
+                    self.publisher.publish(Event::Exited(process.id.clone(), process.pid, exit));
                     process.exit.send_replace(Some(exit));
                 }
             }

@@ -39,6 +39,10 @@ pub trait PodFront: Send + Sync {
     async fn gone(&self) -> String;
     async fn stop(&self) -> Result<(), PodError>;
     fn vmm_pid(&self) -> u32;
+    /// The pid that stands on the host for a container.
+    fn host_pid(&self, _container_id: &str) -> u32 {
+        self.vmm_pid()
+    }
 }
 
 #[async_trait]
@@ -87,6 +91,9 @@ impl PodFront for Pod {
     }
     fn vmm_pid(&self) -> u32 {
         Self::vmm_pid(self)
+    }
+    fn host_pid(&self, container_id: &str) -> u32 {
+        Self::host_pid(self, container_id)
     }
 }
 

@@ -112,7 +112,7 @@ impl Task for TaskService {
         let snapshot = self.containers.snapshot(&id)?;
         Ok(StateResponse {
             bundle: snapshot.bundle.display().to_string(),
-            pid: self.containers.pid(),
+            pid: snapshot.pid,
             status: status(snapshot.phase).into(),
             stdin: snapshot.stdio.stdin,
             stdout: snapshot.stdio.stdout,
@@ -211,7 +211,10 @@ impl Task for TaskService {
         self.containers.snapshot(&first(&request.id))?;
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: self.containers.pid(),
+            task_pid: self
+                .containers
+                .snapshot(&first(&request.id))
+                .map_or_else(|_| self.containers.pid(), |known| known.pid),
             ..ConnectResponse::default()
         })
     }

@@ -15,10 +15,10 @@ impl Containers {
     pub async fn pids(&self, container_id: &str) -> Result<Vec<u32>, Refusal> {
         let process = self.table.find(&first(container_id))?;
         if held(&process.life).exit().is_some() {
-            return Ok(vec![self.pid()]);
+            return Ok(vec![process.pid]);
         }
         let pids = self.machine.pod().await?.pids(container_id).await?;
-        Ok(if pids.is_empty() { vec![self.pid()] } else { pids })
+        Ok(if pids.is_empty() { vec![process.pid] } else { pids })
     }
 
     /// A container's figures.

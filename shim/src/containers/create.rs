@@ -63,17 +63,18 @@ impl Containers {
                 return Err(Refusal::new(ErrorKind::Internal, format!("cannot copy the stdio of {}: {error}", new.id)));
             }
         };
-        let process = Process::new(first(&new.id), new.bundle.clone(), new.stdio.clone(), stdio);
+        let process = Process::new(first(&new.id), pod.host_pid(&new.id), new.bundle.clone(), new.stdio.clone(), stdio);
         self.publisher.publish(Event::Created {
             container_id: new.id,
             bundle: new.bundle.display().to_string(),
             rootfs: new.mounts,
             stdio: new.stdio,
-            pid: self.pid(),
+            pid: process.pid,
         });
+        let pid = process.pid;
         reservation.fill(Arc::clone(&process));
         self.watch(process, pod);
-        Ok(self.pid())
+        Ok(pid)
     }
 
     /// Registers an exec.
@@ -103,7 +104,7 @@ impl Containers {
                 return Err(Refusal::new(ErrorKind::Internal, format!("cannot copy the stdio of an exec: {error}")));
             }
         };
-        let process = Process::new(new.id.clone(), container.bundle.clone(), new.stdio, stdio);
+        let process = Process::new(new.id.clone(), container.pid, container.bundle.clone(), new.stdio, stdio);
         self.publisher.publish(Event::ExecAdded(new.id));
         reservation.fill(process);
         Ok(())

@@ -22,9 +22,9 @@ impl Containers {
             Ok(pod) => {
                 self.announce(&process, Lifecycle::started);
                 if !id.exec_id.is_empty() {
-                    self.watch(process, pod);
+                    self.watch(Arc::clone(&process), pod);
                 }
-                Ok(self.pid())
+                Ok(process.pid)
             }
             Err(refusal) => {
                 self.announce(&process, Lifecycle::start_failed);
@@ -90,7 +90,7 @@ impl Containers {
         self.announce(&process, |life| life.ended(exit));
         let exit = held(&process.life).exit().unwrap_or(exit);
         if self.forget(id) && id.exec_id.is_empty() {
-            self.publisher.publish(Event::Deleted(id.container_id.clone(), self.pid(), exit));
+            self.publisher.publish(Event::Deleted(id.container_id.clone(), process.pid, exit));
         }
         Ok(exit)
     }

@@ -27,11 +27,15 @@ pub struct Snapshot {
     pub phase: Phase,
     /// How it ended, if it did.
     pub exit: Option<Exit>,
+    /// The pid that stands for its container on the host.
+    pub pid: u32,
 }
 
 /// A process that was made.
 pub(super) struct Process {
     pub(super) id: ProcessId,
+    /// The pid that stands for its container on the host.
+    pub(super) pid: u32,
     pub(super) bundle: PathBuf,
     pub(super) paths: Paths,
     pub(super) life: Mutex<Lifecycle>,
@@ -43,9 +47,10 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn new(id: ProcessId, bundle: PathBuf, paths: Paths, stdio: Stdio) -> Arc<Self> {
+    pub(super) fn new(id: ProcessId, pid: u32, bundle: PathBuf, paths: Paths, stdio: Stdio) -> Arc<Self> {
         Arc::new(Self {
             id,
+            pid,
             bundle,
             paths,
             life: Mutex::default(),
