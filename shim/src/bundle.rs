@@ -30,6 +30,11 @@ pub fn sandbox_id(bundle: &Path) -> Option<String> {
     annotated.annotations?.remove(SANDBOX_ID_ANNOTATION).filter(|id| !id.is_empty())
 }
 
+/// Whether the bundle has a configuration, sound or not. A sandbox's has none: containerd's sandbox service tells by calls what it wants.
+pub fn has_spec(bundle: &Path) -> bool {
+    config_path(bundle).exists()
+}
+
 /// The bundle's container as OCI describes it.
 ///
 /// # Errors

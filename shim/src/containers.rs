@@ -5,8 +5,10 @@
 //!
 //! - `create`: a container or an exec comes to be
 //! - `life`: start, signal, wait, delete, and the watch that ends it
+//! - `all`: what a sandbox asks of all of them
 //! - `cgroup`: what is asked of a container's cgroup in the guest
 
+mod all;
 mod cgroup;
 mod create;
 mod life;
@@ -78,6 +80,14 @@ impl Containers {
         })
     }
 
+    /// Whether a process is known, be it still being made.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_known(&self, id: &ProcessId) -> Result<(), Refusal> {
+        self.table.check_taken(id)
+    }
+
     /// Sets the size of a process's terminal. A process without one has none to set, which is no error, as with runc.
     ///
     /// # Errors
@@ -102,8 +112,7 @@ impl Containers {
 
     /// Ends what can end only with the machine: execs that were never started. The others end through their own watch.
     pub async fn watch_machine(self: Arc<Self>) {
-        let Ok(pod) = self.machine.pod().await else { return };
-        let how = pod.gone().await;
+        let how = self.machine.up().await.gone().await;
         log::info!("the pod's machine is gone: {how}");
         for process in self.table.made() {
             if !process.id.exec_id.is_empty() && held(&process.life).phase() == Phase::Created {

@@ -12,8 +12,7 @@ use std::{
     time::Duration,
 };
 
-use oci_spec::runtime::Spec;
-use pod::{Configuration, Installation, Pod, PodError, PodSpec, sizing::MachineSize};
+use pod::{Configuration, Installation, Pod, PodError, sizing::MachineSize};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -26,9 +25,10 @@ use crate::{
     containers::Containers,
     group::Group,
     logfile::LogFile,
-    machine::{Machine, PodFront},
+    machine::{Launched, Machine},
+    pod_request::PodRequest,
     publisher::Publisher,
-    refusal::Refusal,
+    sandbox_service::SandboxService,
     start::READY,
     task::TaskService,
 };
@@ -36,8 +36,6 @@ use crate::{
 /// Threads for work that blocks: few, as each costs memory.
 const BLOCKING_THREADS_MAX: usize = 4;
 const BLOCKING_STACK_LEN: usize = 256 << 10;
-/// Longest host name that Linux takes.
-const HOST_NAME_LEN_MAX: usize = 64;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 /// How long containerd gets to take the last events.
@@ -114,11 +112,12 @@ async fn serve_pod(
     let publisher = Publisher::start(ttrpc_address(), arguments.namespace.clone());
     let bound = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
     let group = Group { socket: bound.unwrap_or_else(|| group.socket.clone()), ..group };
-    let machine = Machine::boot(launch(bundle.to_owned(), group.clone()), group.state_dir.clone());
-    let containers = Containers::new(machine, publisher.clone());
+    let containers = Containers::new(machine(bundle, &group), publisher.clone());
     let service = TaskService::new(Arc::clone(&containers), group);
+    let sandbox = SandboxService::new(Arc::clone(&containers), service.ending().clone());
     let listener = Listener::try_from(listener).map_err(DaemonError::Listener)?;
     let mut server = Server::new().add_listener(listener).register_service(service.handlers());
+    server = server.register_service(sandbox.handlers());
     server.start().await.map_err(|error| DaemonError::Serve(error.to_string()))?;
     starter.say(READY);
     ignore_signals();
@@ -129,41 +128,30 @@ async fn serve_pod(
     Ok(())
 }
 
-async fn launch(bundle: PathBuf, group: Group) -> Result<Arc<dyn PodFront>, Refusal> {
+// Without a configuration the bundle is a sandbox's of the sandbox service, which says later what machine it needs.
+fn machine(bundle: &Path, group: &Group) -> Machine {
+    let state_dir = group.state_dir.clone();
+    let group = group.clone();
+    if !bundle::has_spec(bundle) {
+        return Machine::awaited(Box::new(|request| Box::pin(launch(request, group))), state_dir);
+    }
+    match bundle::spec(bundle) {
+        Ok(oci) => Machine::boot(launch(PodRequest::of_container(&oci), group), state_dir),
+        Err(refusal) => Machine::boot(async { Err(refusal) }, state_dir),
+    }
+}
+
+async fn launch(request: PodRequest, group: Group) -> Launched {
     let configuration = Configuration::load().map_err(PodError::from)?;
     // What containerd's own debug mode has raised stays.
     if log::max_level() < log::LevelFilter::Debug {
         log::set_max_level(configuration.log_level.value);
     }
-    let oci = bundle::spec(&bundle)?;
-    let resources = oci.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let size = MachineSize::of_pod(oci.annotations().as_ref(), resources, &configuration)?;
+    let size = MachineSize::of_pod(Some(&request.annotations), request.resources.as_ref(), &configuration)?;
     size.warnings.iter().for_each(|warning| log::warn!("pod {}: {warning}", group.id));
     log::info!("pod {}: the machine has {size}", group.id);
-    let spec = pod_spec(&oci, group, &size);
     let installation = Installation::find()?;
-    Ok(Arc::new(Pod::launch(&installation, spec).await?))
-}
-
-/// The pod that the group's first container asks for. Pure.
-fn pod_spec(oci: &Spec, group: Group, size: &MachineSize) -> PodSpec {
-    // The machine is the pod's network namespace: what is set per network namespace is set for the whole of it.
-    let sysctls = oci.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
-    PodSpec {
-        id: group.id.clone(),
-        state_dir: group.state_dir,
-        vcpus: size.vcpus.value,
-        memory_mib: size.memory_mib.value,
-        hostname: oci.hostname().clone().unwrap_or_else(|| host_name(&group.id)),
-        sysctls: sysctls.into_iter().filter(|(name, _)| name.starts_with("net.")).collect(),
-        resolv_conf: String::new(),
-        extra_cmdline: size.command_line(),
-    }
-}
-
-// A pod that is not told its host name has its own, as long as Linux takes one (uname(2)).
-fn host_name(id: &str) -> String {
-    id.chars().take(HOST_NAME_LEN_MAX).collect()
+    Ok(Arc::new(Pod::launch(&installation, request.spec(group, &size)).await?))
 }
 
 fn take_over_stdio() -> io::Result<(UnixListener, File)> {
@@ -197,34 +185,4 @@ fn ignore_signals() {
 fn ttrpc_address() -> Option<PathBuf> {
     let address = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty())?;
     Some(address.strip_prefix("unix://").unwrap_or(&address).into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn oci(json: &str) -> Spec {
-        serde_json::from_str(json).expect("spec")
-    }
-
-    #[test]
-    use pod::setting::{Setting, Source};
-
-    fn the_pod_takes_the_network_sysctls_and_leaves_the_others_to_the_container() {
-        let group = Group::named(Path::new("/r"), "", "ns", "pod1");
-        let spec = oci(
-            r#"{"ociVersion":"1.0.2","hostname":"h","linux":{"sysctl":{"net.ipv4.ip_forward":"1","kernel.shm_rmid_forced":"1"}}}"#,
-        );
-        let size = MachineSize {
-            vcpus: Setting::new(2, Source::Default),
-            memory_mib: Setting::new(256, Source::Default),
-            console_level: Some(7),
-            agent_log_level: None,
-            warnings: vec![],
-        };
-        let pod = pod_spec(&spec, group, &size);
-        assert_eq!((pod.vcpus, pod.memory_mib, pod.extra_cmdline.as_str()), (2, 256, "loglevel=7"));
-        assert_eq!((pod.id.as_str(), pod.hostname.as_str()), ("pod1", "h"));
-        assert_eq!(pod.sysctls.into_iter().collect::<Vec<_>>(), [("net.ipv4.ip_forward".to_owned(), "1".to_owned())]);
-    }
 }

@@ -30,6 +30,7 @@ pub mod bundle;
 pub mod containers;
 pub mod daemon;
 pub mod delete;
+pub mod ending;
 pub mod events;
 pub mod group;
 pub mod lifecycle;
@@ -37,8 +38,17 @@ mod lock;
 pub mod logfile;
 pub mod machine;
 pub mod metrics;
+pub mod pod_request;
 pub mod publisher;
 pub mod refusal;
+pub mod sandbox;
+/// Messages of `proto/sandbox_config.proto`.
+#[allow(missing_docs, warnings, clippy::all, clippy::unwrap_used, reason = "generated code")]
+#[rustfmt::skip]
+pub mod sandbox_config {
+    include!(concat!(env!("OUT_DIR"), "/sandbox_config.rs"));
+}
+pub mod sandbox_service;
 pub mod start;
 pub mod stdio;
 pub mod task;

@@ -18,16 +18,18 @@ use oci_spec::runtime::Spec;
 use pod::{ErrorKind, HostMount, ProcessId, RootFs};
 use protobuf::well_known_types::any::Any;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::oneshot;
 use ttrpc::{Result as TtrpcResult, r#async::Service, r#async::TtrpcContext};
 
 use crate::{
     arguments::check_identifier,
     bundle,
     containers::{Containers, NewContainer, NewExec, first},
+    ending::Ending,
     group::Group,
     lifecycle::Phase,
     metrics,
+    pod_request::PodRequest,
     refusal::Refusal,
     stdio::Paths,
     timestamp,
@@ -40,16 +42,13 @@ const SERVICE_V2: &str = "containerd.task.v2.Task";
 #[derive(Clone)]
 pub struct TaskService {
     containers: Arc<Containers>,
-    group: Group,
-    ended: Arc<Notify>,
-    /// Filled when the pod is stopped; a second `Shutdown` waits for the first.
-    down: Arc<OnceCell<()>>,
+    ending: Ending,
 }
 
 impl TaskService {
     /// A service for `containers`, reached at the socket of `group`.
     pub fn new(containers: Arc<Containers>, group: Group) -> Self {
-        Self { containers, group, ended: Arc::new(Notify::new()), down: Arc::default() }
+        Self { ending: Ending::new(Arc::clone(&containers), group), containers }
     }
 
     /// The handlers under both of their names.
@@ -59,9 +58,14 @@ impl TaskService {
         all
     }
 
-    /// Resolves when `Shutdown` has stopped the pod.
+    /// The pod's end, which other services may ask for too.
+    pub fn ending(&self) -> &Ending {
+        &self.ending
+    }
+
+    /// Resolves when the pod has been stopped.
     pub async fn ended(&self) {
-        self.ended.notified().await;
+        self.ending.ended().await;
     }
 
     fn shared(&self) -> Arc<dyn Task + Send + Sync> {
@@ -79,17 +83,29 @@ impl TaskService {
         Ok(outcome?)
     }
 
-    // Once: by the second time the socket's name may be another daemon's.
-    async fn shut_down(self) {
-        self.down.get_or_init(|| self.take_down()).await;
-    }
-
-    async fn take_down(&self) {
-        log::info!("the last container is gone; the pod is stopped");
-        // First, so that a new pod of the same name does not find this one.
-        self.group.remove_socket(true);
-        self.containers.machine().stop().await;
-        self.ended.notify_one();
+    // A container whose create was answered to nobody, because the request's time was over or containerd is gone, is taken back: containerd
+    // knows nothing of it.
+    async fn make(&self, new: NewContainer) -> TtrpcResult<u32> {
+        let (answer, heard) = oneshot::channel();
+        let (containers, ending, id) = (Arc::clone(&self.containers), self.ending.clone(), first(&new.id));
+        tokio::spawn(async move {
+            // The group's first container says what pod is wanted, if nobody has said so before.
+            containers.machine().begin(PodRequest::of_container(&new.oci));
+            let made = containers.create(new).await;
+            let unheard = match (made.is_ok(), answer.send(made)) {
+                (true, Ok(())) => return ending.not_yet(),
+                (made, _) => made,
+            };
+            if unheard {
+                log::warn!("nobody waits for the container {} any more: it is taken back", id.container_id);
+                let _ = containers.delete(&id).await;
+            }
+            ending.after_a_failed_container().await;
+        });
+        let made = heard.await;
+        Ok(made.map_err(|_| {
+            Refusal::new(ErrorKind::Internal, "the container's creation was interrupted: this is a bug")
+        })??)
     }
 }
 
@@ -97,7 +113,7 @@ impl TaskService {
 impl Task for TaskService {
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> TtrpcResult<CreateTaskResponse> {
         let new = new_container(request)?;
-        let pid = self.detached(|containers| async move { containers.create(new).await }).await?;
+        let pid = self.make(new).await?;
         Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
     }
 
@@ -208,7 +224,7 @@ impl Task for TaskService {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> TtrpcResult<ConnectResponse> {
-        self.containers.snapshot(&first(&request.id))?;
+        self.containers.check_known(&first(&request.id))?;
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: self
@@ -220,10 +236,7 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> TtrpcResult<Empty> {
-        // containerd says this after each container's end; only the last one's counts.
-        if self.containers.is_empty() {
-            let _ = tokio::spawn(self.clone().shut_down()).await;
-        }
+        self.ending.after_a_container().await;
         Ok(Empty::default())
     }
 }

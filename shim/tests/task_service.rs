@@ -1,337 +1,28 @@
 //! The Task service over a real socket with real clients, in front of a pod that is not there.
 
+mod fake_pod;
+
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::{Read, Write},
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    sync::Arc,
+    time::Duration,
 };
 
-use agent_protocol::messages::StatsResponse;
-use async_trait::async_trait;
 use containerd_shim_protos::{
     api::{
-        CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest, Empty,
-        ExecProcessRequest, ForwardRequest, KillRequest, PauseRequest, PidsRequest, ResumeRequest, ShutdownRequest,
-        StartRequest, StateRequest, StateResponse, StatsRequest, Status, WaitRequest,
+        CheckpointTaskRequest, CloseIORequest, ConnectRequest, CreateTaskRequest, ExecProcessRequest, PauseRequest,
+        PidsRequest, ResumeRequest, ShutdownRequest, StateRequest, StateResponse, StatsRequest, Status,
     },
     events::task::TaskExit,
-    shim_async::{Events, TaskClient, create_events},
+    shim_async::TaskClient,
 };
-use oci_spec::runtime::LinuxResources;
-use pod::{ContainerSpec, ErrorKind, ExecSpec, Exit, PodError, ProcessId, ProcessStreams, StdioWanted};
-use protobuf::{Message, well_known_types::any::Any};
-use shim::{
-    containers::Containers,
-    group::Group,
-    machine::{Machine, PodFront},
-    publisher::Publisher,
-    refusal::Refusal,
-    task::TaskService,
-};
-use tokio::{
-    sync::{Notify, oneshot, watch},
-    time::timeout,
-};
-use ttrpc::{
-    Code,
-    r#async::{Client, Server, TtrpcContext},
-    context,
-};
-
-const VMM_PID: u32 = 4242;
-
-/// A pod whose processes end when a test says so.
-#[derive(Default)]
-struct FakePod {
-    exits: Mutex<BTreeMap<ProcessId, watch::Sender<Option<Exit>>>>,
-    far_ends: Mutex<BTreeMap<ProcessId, ProcessStreams>>,
-    /// Containers that end before their start is answered.
-    hasty: Mutex<bool>,
-    /// What `start` waits for, if anything.
-    gate: Mutex<Option<oneshot::Receiver<()>>>,
-    signals: Mutex<Vec<(ProcessId, u32, bool)>>,
-    gone: Notify,
-    stopped: watch::Sender<bool>,
-}
-
-impl FakePod {
-    fn streams(&self, id: &ProcessId, wanted: StdioWanted) -> ProcessStreams {
-        let pair = |wanted: bool| wanted.then(|| UnixStream::pair().expect("pair")).unzip();
-        let (stdin, far_stdin) = pair(wanted.stdin);
-        let (stdout, far_stdout) = pair(wanted.stdout);
-        let (stderr, far_stderr) = pair(wanted.stderr);
-        let far = ProcessStreams { stdin: far_stdin, stdout: far_stdout, stderr: far_stderr };
-        self.far_ends.lock().expect("lock").insert(id.clone(), far);
-        ProcessStreams { stdin, stdout, stderr }
-    }
-
-    fn end(&self, id: &ProcessId, status: u32) {
-        self.far_ends.lock().expect("lock").remove(id);
-        let exit = Exit { status, at: SystemTime::now(), oom_killed: false };
-        self.exits.lock().expect("lock").get(id).expect("process").send_replace(Some(exit));
-    }
-
-    fn far_stdout(&self, id: &ProcessId) -> UnixStream {
-        let mut far = self.far_ends.lock().expect("lock");
-        far.get_mut(id).expect("process").stdout.take().expect("stdout")
-    }
-}
-
-fn refusal(kind: ErrorKind, message: &str) -> PodError {
-    PodError { kind, message: message.into(), source: None }
-}
-
-#[async_trait]
-impl PodFront for FakePod {
-    async fn create_container(&self, container: ContainerSpec) -> Result<(u32, ProcessStreams), PodError> {
-        let id = process(&container.id, "");
-        self.exits.lock().expect("lock").insert(id.clone(), watch::Sender::new(None));
-        Ok((1, self.streams(&id, container.stdio)))
-    }
-    async fn add_exec(&self, exec: ExecSpec) -> Result<ProcessStreams, PodError> {
-        let id = process(&exec.container_id, &exec.exec_id);
-        self.exits.lock().expect("lock").insert(id.clone(), watch::Sender::new(None));
-        Ok(self.streams(&id, exec.stdio))
-    }
-    async fn start(&self, process: &ProcessId) -> Result<u32, PodError> {
-        if process.exec_id == "missing" {
-            return Err(refusal(ErrorKind::NotFound, "no such command"));
-        }
-        let gate = self.gate.lock().expect("lock").take();
-        if let Some(gate) = gate {
-            let _ = gate.await;
-        }
-        if *self.hasty.lock().expect("lock") {
-            self.end(process, 3);
-            // The watch hears of the end while the start is still unanswered.
-            for _ in 0..10 {
-                tokio::task::yield_now().await;
-            }
-        }
-        Ok(7)
-    }
-    async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<(), PodError> {
-        self.signals.lock().expect("lock").push((process.clone(), signal, all));
-        if signal == 9 {
-            self.end(process, 137);
-        }
-        Ok(())
-    }
-    async fn wait(&self, process: &ProcessId) -> Result<Exit, PodError> {
-        let exit = self.exits.lock().expect("lock").get(process).map(watch::Sender::subscribe);
-        let mut exit = exit.ok_or_else(|| refusal(ErrorKind::NotFound, "nobody"))?;
-        let ended = exit.wait_for(Option::is_some).await.map_err(|_| refusal(ErrorKind::NotFound, "deleted"))?;
-        Ok(ended.expect("some"))
-    }
-    async fn resize(&self, _: &ProcessId, _: u16, _: u16) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn delete(&self, process: &ProcessId) -> Result<Exit, PodError> {
-        self.far_ends.lock().expect("lock").remove(process);
-        let exit = self.exits.lock().expect("lock").remove(process);
-        let exit = exit.ok_or_else(|| refusal(ErrorKind::NotFound, "nobody"))?;
-        let exit = *exit.borrow();
-        Ok(exit.unwrap_or(Exit { status: 137, at: SystemTime::now(), oom_killed: false }))
-    }
-    async fn pids(&self, _: &str) -> Result<Vec<u32>, PodError> {
-        Ok(vec![11, 12])
-    }
-    async fn stats(&self, _: &str) -> Result<StatsResponse, PodError> {
-        Ok(StatsResponse { memory_current: 99, ..StatsResponse::default() })
-    }
-    async fn update(&self, _: &str, _: LinuxResources) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn pause(&self, _: &str) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn resume(&self, _: &str) -> Result<(), PodError> {
-        Ok(())
-    }
-    async fn gone(&self) -> String {
-        self.gone.notified().await;
-        "the test ended it".into()
-    }
-    async fn stop(&self) -> Result<(), PodError> {
-        self.stopped.send_replace(true);
-        Ok(())
-    }
-    fn vmm_pid(&self) -> u32 {
-        VMM_PID
-    }
-}
-
-/// Topic and message of each event.
-type Topics = Vec<(String, Vec<u8>)>;
-
-#[derive(Clone, Default)]
-struct Heard {
-    events: Arc<Mutex<Topics>>,
-    news: Arc<Notify>,
-}
-
-#[async_trait]
-impl Events for Heard {
-    async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
-        assert_eq!(request.envelope.namespace, "ns");
-        let envelope = request.envelope.unwrap_or_default();
-        self.events.lock().expect("lock").push((envelope.topic, envelope.event.value.clone()));
-        self.news.notify_one();
-        Ok(Empty::new())
-    }
-}
-
-struct Shim {
-    dir: tempfile::TempDir,
-    pod: Arc<FakePod>,
-    heard: Heard,
-    service: TaskService,
-    task: TaskClient,
-    _servers: (Server, Server),
-}
-
-impl Shim {
-    async fn start() -> Self {
-        let pod = Arc::new(FakePod::default());
-        let front: Arc<dyn PodFront> = Arc::clone(&pod) as _;
-        Self::start_with(pod, async { Ok(front) }).await
-    }
-
-    async fn start_with(
-        pod: Arc<FakePod>,
-        launch: impl Future<Output = Result<Arc<dyn PodFront>, Refusal>> + Send + 'static,
-    ) -> Self {
-        let dir = tempfile::tempdir().expect("folder");
-        std::fs::write(dir.path().join("config.json"), CONFIG).expect("written");
-        let heard = Heard::default();
-        let events: Arc<dyn Events + Send + Sync> = Arc::new(heard.clone());
-        let events_path = dir.path().join("events.sock");
-        let containerd = serve(&events_path, create_events(events)).await;
-        let publisher = Publisher::start(Some(events_path), "ns".into());
-        let machine = Machine::boot(launch, dir.path().join("state"));
-        let containers = Containers::new(machine, publisher);
-        tokio::spawn(Arc::clone(&containers).watch_machine());
-        let socket = dir.path().join("shim.sock");
-        let group = Group { id: "c".into(), state_dir: dir.path().join("state"), socket: socket.clone() };
-        let service = TaskService::new(containers, group);
-        let server = serve(&socket, service.handlers()).await;
-        let task = TaskClient::new(connect(&socket).await);
-        Self { dir, pod, heard, service, task, _servers: (containerd, server) }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("shim.sock")
-    }
-
-    fn fifo(&self, name: &str) -> String {
-        let path = self.dir.path().join(name);
-        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).expect("fifo");
-        path.display().to_string()
-    }
-
-    fn create_request(&self, id: &str) -> CreateTaskRequest {
-        CreateTaskRequest {
-            id: id.into(),
-            bundle: self.dir.path().display().to_string(),
-            ..CreateTaskRequest::default()
-        }
-    }
-
-    async fn run(&self, id: &str) {
-        self.task.create(quick(), &self.create_request(id)).await.expect("created");
-        self.task.start(quick(), &start(id, "")).await.expect("started");
-    }
-
-    /// A running container, and the reader of its output.
-    async fn run_with_output(&self, id: &str) -> File {
-        let request = CreateTaskRequest { stdout: self.fifo("out"), ..self.create_request(id) };
-        let reader = File::options().read(true).write(true).open(&request.stdout).expect("reader");
-        self.task.create(quick(), &request).await.expect("created");
-        self.task.start(quick(), &start(id, "")).await.expect("started");
-        reader
-    }
-
-    async fn add_exec(&self, id: &str, exec_id: &str) -> ttrpc::Result<Empty> {
-        let spec = Any { value: br#"{"args":["true"],"cwd":"/","user":{"uid":0,"gid":0}}"#.to_vec(), ..Any::default() };
-        let request = ExecProcessRequest {
-            id: id.into(),
-            exec_id: exec_id.into(),
-            spec: Some(spec).into(),
-            ..ExecProcessRequest::default()
-        };
-        self.task.exec(quick(), &request).await
-    }
-
-    async fn state(&self, id: &str, exec_id: &str) -> ttrpc::Result<StateResponse> {
-        let request = StateRequest { id: id.into(), exec_id: exec_id.into(), ..StateRequest::default() };
-        self.task.state(quick(), &request).await
-    }
-
-    async fn wait(&self, id: &str, exec_id: &str) -> u32 {
-        let request = WaitRequest { id: id.into(), exec_id: exec_id.into(), ..WaitRequest::default() };
-        self.task.wait(quick(), &request).await.expect("waited").exit_status
-    }
-
-    async fn topics(&self, count: usize) -> Vec<String> {
-        timeout(Duration::from_secs(10), async {
-            loop {
-                let topics: Vec<_> = self.heard.events.lock().expect("lock").iter().map(|(t, _)| t.clone()).collect();
-                if topics.len() >= count {
-                    return topics;
-                }
-                self.heard.news.notified().await;
-            }
-        })
-        .await
-        .expect("in time")
-    }
-}
-
-const CONFIG: &str = r#"{"ociVersion":"1.0.2","root":{"path":"rootfs"},
-    "process":{"args":["true"],"cwd":"/","user":{"uid":0,"gid":0},"consoleSize":{"height":24,"width":80}}}"#;
-
-async fn serve(path: &Path, services: std::collections::HashMap<String, ttrpc::r#async::Service>) -> Server {
-    let mut server =
-        Server::new().bind(&format!("unix://{}", path.display())).expect("bound").register_service(services);
-    server.start().await.expect("started");
-    server
-}
-
-async fn connect(path: &Path) -> Client {
-    Client::connect(&format!("unix://{}", path.display())).await.expect("connected")
-}
-
-fn quick() -> context::Context {
-    context::with_duration(Duration::from_secs(10))
-}
-
-fn process(container_id: &str, exec_id: &str) -> ProcessId {
-    ProcessId { container_id: container_id.into(), exec_id: exec_id.into() }
-}
-
-fn start(id: &str, exec_id: &str) -> StartRequest {
-    StartRequest { id: id.into(), exec_id: exec_id.into(), ..StartRequest::default() }
-}
-
-fn kill(id: &str, signal: u32) -> KillRequest {
-    KillRequest { id: id.into(), signal, ..KillRequest::default() }
-}
-
-fn delete(id: &str, exec_id: &str) -> DeleteRequest {
-    DeleteRequest { id: id.into(), exec_id: exec_id.into(), ..DeleteRequest::default() }
-}
-
-fn code<T: std::fmt::Debug>(outcome: ttrpc::Result<T>) -> Code {
-    match outcome.expect_err("refused") {
-        ttrpc::Error::RpcStatus(status) => status.code(),
-        other => panic!("{other:?}"),
-    }
-}
+use fake_pod::{FakePod, Shim, VMM_PID, code, connect, delete, kill, process, quick, start};
+use pod::ErrorKind;
+use protobuf::Message;
+use shim::{machine::PodFront, refusal::Refusal};
+use tokio::{sync::oneshot, time::timeout};
+use ttrpc::Code;
 
 #[tokio::test]
 async fn a_container_lives_and_containerd_hears_of_it_in_order() {
@@ -640,4 +331,60 @@ async fn bad_input_is_an_invalid_argument_with_its_object_named() {
     assert_eq!(code(shim.state("c", "").await), Code::NOT_FOUND, "nothing is left of a refused container");
     let request = ExecProcessRequest { id: "c".into(), exec_id: "e".into(), ..ExecProcessRequest::default() };
     assert_eq!(code(shim.task.exec(quick(), &request).await), Code::INVALID_ARGUMENT);
+}
+
+async fn creating(shim: &Shim, id: &str, nanos: i64) -> tokio::task::JoinHandle<ttrpc::Result<()>> {
+    let (client, request) = (TaskClient::new(connect(&shim.socket()).await), shim.create_request(id));
+    let context = ttrpc::context::with_duration(Duration::from_nanos(nanos.unsigned_abs()));
+    let call = tokio::spawn(async move { client.create(context, &request).await.map(drop) });
+    while shim.pod.create_gate.lock().expect("lock").is_some() {
+        tokio::task::yield_now().await;
+    }
+    call
+}
+
+#[tokio::test]
+async fn a_create_whose_time_was_over_leaves_nothing() {
+    let shim = Shim::start().await;
+    let (open, gate) = oneshot::channel();
+    *shim.pod.create_gate.lock().expect("lock") = Some(gate);
+    let call = creating(&shim, "c", 100_000_000).await;
+    call.await.expect("ran").expect_err("its time is over");
+    let connect = ConnectRequest { id: "c".into(), ..ConnectRequest::default() };
+    shim.task.connect(quick(), &connect).await.expect("it is still being made");
+    open.send(()).expect("the creation still waits");
+    assert_eq!(shim.topics(3).await, ["/tasks/create", "/tasks/exit", "/tasks/delete"]);
+    assert_eq!(code(shim.task.connect(quick(), &connect).await), Code::NOT_FOUND);
+    shim.run("c").await;
+}
+
+#[tokio::test]
+async fn a_delete_waits_for_what_is_being_made_and_then_nothing_is_left() {
+    let shim = Shim::start().await;
+    let (open, gate) = oneshot::channel();
+    *shim.pod.create_gate.lock().expect("lock") = Some(gate);
+    let call = creating(&shim, "c", 10_000_000_000).await;
+    let client = TaskClient::new(connect(&shim.socket()).await);
+    let deleting = tokio::spawn(async move { client.delete(quick(), &delete("c", "")).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!deleting.is_finished());
+    open.send(()).expect("the creation still waits");
+    assert_eq!(code(deleting.await.expect("ran")), Code::NOT_FOUND);
+    assert_eq!(code(call.await.expect("ran")), Code::UNAVAILABLE);
+    assert!(shim.topics(0).await.is_empty(), "it has never been");
+    assert!(shim.pod.exits.lock().expect("lock").is_empty(), "the guest has it no more");
+}
+
+#[tokio::test]
+async fn a_shutdown_during_a_create_that_comes_to_nothing_is_followed_after_it() {
+    let shim = Shim::start().await;
+    let (open, gate) = oneshot::channel();
+    *shim.pod.create_gate.lock().expect("lock") = Some(gate);
+    let call = creating(&shim, "c", 50_000_000).await;
+    let shutdown = ShutdownRequest { id: "c".into(), ..ShutdownRequest::default() };
+    shim.task.shutdown(quick(), &shutdown).await.expect("answered");
+    assert!(!*shim.pod.stopped.borrow());
+    call.await.expect("ran").expect_err("its time is over");
+    open.send(()).expect("the creation still waits");
+    timeout(Duration::from_secs(10), shim.service.ended()).await.expect("ended");
 }

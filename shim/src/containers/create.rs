@@ -63,6 +63,10 @@ impl Containers {
                 return Err(Refusal::new(ErrorKind::Internal, format!("cannot copy the stdio of {}: {error}", new.id)));
             }
         };
+        if let Err(unwanted) = reservation.check_wanted() {
+            let _ = pod.delete(&first(&new.id)).await;
+            return Err(unwanted);
+        }
         let process = Process::new(first(&new.id), pod.host_pid(&new.id), new.bundle.clone(), new.stdio.clone(), stdio);
         self.publisher.publish(Event::Created {
             container_id: new.id,

@@ -68,7 +68,7 @@ impl Containers {
     /// # Errors
     /// It runs, or the pod cannot let go of it; it can be tried again then.
     pub async fn delete(&self, id: &ProcessId) -> Result<Exit, Refusal> {
-        let process = self.table.find(id)?;
+        let process = self.table.find_to_delete(id).await?;
         let ended = {
             let life = held(&process.life);
             life.check_delete()?;
@@ -82,17 +82,26 @@ impl Containers {
             None => drop(process.drained.subscribe().wait_for(|drained| *drained).await),
         }
         process.drained.send_replace(true);
-        let exit = match self.machine.pod().await?.delete(id).await {
-            Ok(exit) => exit,
-            Err(PodError { kind: ErrorKind::NotFound, .. }) => ended.unwrap_or_else(killed_now),
-            Err(error) => return Err(error.into()),
-        };
+        let exit = self.delete_in_guest(id).await?.or(ended).unwrap_or_else(killed_now);
         self.announce(&process, |life| life.ended(exit));
         let exit = held(&process.life).exit().unwrap_or(exit);
         if self.forget(id) && id.exec_id.is_empty() {
             self.publisher.publish(Event::Deleted(id.container_id.clone(), process.pid, exit));
         }
         Ok(exit)
+    }
+
+    // Nothing, where nothing is left of it.
+    async fn delete_in_guest(&self, id: &ProcessId) -> Result<Option<Exit>, Refusal> {
+        if self.machine.is_stopped() {
+            return Ok(None);
+        }
+        match self.machine.pod().await?.delete(id).await {
+            Ok(exit) => Ok(Some(exit)),
+            Err(PodError { kind: ErrorKind::NotFound, .. }) => Ok(None),
+            Err(_) if self.machine.is_stopped() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Tells its end once it comes.

@@ -2,18 +2,31 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use pod::{ErrorKind, ProcessId};
+use tokio::sync::watch;
 
 use super::process::{Process, name};
 use crate::{lock::held, refusal::Refusal};
 
 enum Slot {
-    /// Being made: the name is taken, nothing else can be done to it.
-    Reserved,
+    /// Being made: the name is taken, and all that can be done to it is to delete it, which waits.
+    Reserved(Making),
     Made(Arc<Process>),
+}
+
+/// A process that is being made.
+#[derive(Clone)]
+struct Making {
+    /// Whether it is not wanted any more.
+    doomed: Arc<AtomicBool>,
+    /// Ends when it is made, or cannot be.
+    over: watch::Receiver<()>,
 }
 
 /// Every process of the pod by its name. Clones are the same table.
@@ -38,11 +51,36 @@ impl Table {
     pub(super) fn find(&self, id: &ProcessId) -> Result<Arc<Process>, Refusal> {
         match held(&self.0).get(id) {
             Some(Slot::Made(process)) => Ok(Arc::clone(process)),
-            Some(Slot::Reserved) => {
+            Some(Slot::Reserved(_)) => {
                 let sentence = format!("{} is still being made", name(id));
                 Err(Refusal::new(ErrorKind::FailedPrecondition, sentence))
             }
             None => Err(Refusal::not_found(name(id))),
+        }
+    }
+
+    /// Whether the name is taken, be it by one that is still being made.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(super) fn check_taken(&self, id: &ProcessId) -> Result<(), Refusal> {
+        if held(&self.0).contains_key(id) { Ok(()) } else { Err(Refusal::not_found(name(id))) }
+    }
+
+    /// The process of this name, to delete it. One that is still being made is doomed: this waits until it is no more.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) async fn find_to_delete(&self, id: &ProcessId) -> Result<Arc<Process>, Refusal> {
+        loop {
+            let making = match held(&self.0).get(id) {
+                Some(Slot::Made(process)) => return Ok(Arc::clone(process)),
+                Some(Slot::Reserved(making)) => making.clone(),
+                None => return Err(Refusal::not_found(name(id))),
+            };
+            making.doomed.store(true, Ordering::Relaxed);
+            let mut over = making.over;
+            let _ = over.changed().await;
         }
     }
 
@@ -54,8 +92,10 @@ impl Table {
         match held(&self.0).entry(id.clone()) {
             Entry::Occupied(_) => Err(Refusal::new(ErrorKind::AlreadyExists, format!("{} exists already", name(&id)))),
             Entry::Vacant(slot) => {
-                slot.insert(Slot::Reserved);
-                Ok(Reservation { table: self.clone(), id: Some(id) })
+                let (over, end) = watch::channel(());
+                let doomed = Arc::new(AtomicBool::new(false));
+                slot.insert(Slot::Reserved(Making { doomed: Arc::clone(&doomed), over: end }));
+                Ok(Reservation { table: self.clone(), id: Some(id), doomed, _over: over })
             }
         }
     }
@@ -76,9 +116,25 @@ impl Table {
 pub(super) struct Reservation {
     table: Table,
     id: Option<ProcessId>,
+    doomed: Arc<AtomicBool>,
+    /// Dropped last, when the table says how it went.
+    _over: watch::Sender<()>,
 }
 
 impl Reservation {
+    /// Whether somebody has deleted the process before it was made; it must not come to be then.
+    ///
+    /// # Errors
+    /// Somebody has.
+    pub(super) fn check_wanted(&self) -> Result<(), Refusal> {
+        match &self.id {
+            Some(id) if self.doomed.load(Ordering::Relaxed) => {
+                Err(Refusal::new(ErrorKind::Unavailable, format!("{} was deleted while it was being made", name(id))))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The process of this name is made.
     pub(super) fn fill(mut self, process: Arc<Process>) {
         if let Some(id) = self.id.take() {
@@ -98,6 +154,6 @@ impl Drop for Reservation {
 fn made(slot: &Slot) -> Option<Arc<Process>> {
     match slot {
         Slot::Made(process) => Some(Arc::clone(process)),
-        Slot::Reserved => None,
+        Slot::Reserved(_) => None,
     }
 }

@@ -1,0 +1,188 @@
+//! What pod containerd asks for, whichever way it asks: by a first container (the pause container, or one by itself), or by its
+//! sandbox service. Pure; both ways end in one [`PodRequest`], and everything after it is the same.
+
+use std::collections::{BTreeMap, HashMap};
+
+use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
+use oci_spec::runtime::{LinuxResources, Spec};
+use pod::{ErrorKind, PodSpec, sizing, sizing::MachineSize};
+use protobuf::Message;
+
+use crate::{
+    group::Group,
+    refusal::Refusal,
+    sandbox_config::{DNSConfig, LinuxContainerResources, NamespaceMode, PodSandboxConfig},
+};
+
+/// Longest host name that Linux takes (uname(2)).
+const HOST_NAME_LEN_MAX: usize = 64;
+/// Type of the sandbox's options as containerd's CRI sends them; what is before the last slash is a resolver's business.
+const SANDBOX_CONFIG_TYPE: &str = "runtime.v1.PodSandboxConfig";
+/// Most servers, searches or options; the C library reads three servers and six searches.
+const MOST_DNS_WORDS: usize = 64;
+
+/// A pod as it is asked for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PodRequest {
+    /// Its host name, if it has one.
+    pub hostname: Option<String>,
+    /// Sysctls of the whole pod.
+    pub sysctls: BTreeMap<String, String>,
+    /// Text of `/etc/resolv.conf`, empty for none.
+    pub resolv_conf: String,
+    /// What sizes it, and what the operator lets its author choose.
+    pub annotations: HashMap<String, String>,
+    /// Limits of a container by itself.
+    pub resources: Option<LinuxResources>,
+}
+
+impl PodRequest {
+    /// The pod that a group's first container asks for.
+    pub fn of_container(oci: &Spec) -> Self {
+        let linux = oci.linux().as_ref();
+        // The machine is the pod's network namespace: what is set per network namespace is set for the whole of it.
+        let sysctls = linux.and_then(|linux| linux.sysctl().clone()).unwrap_or_default();
+        Self {
+            hostname: oci.hostname().clone(),
+            sysctls: sysctls.into_iter().filter(|(name, _)| name.starts_with("net.")).collect(),
+            resolv_conf: String::new(),
+            annotations: oci.annotations().clone().unwrap_or_default(),
+            resources: linux.and_then(|linux| linux.resources().clone()),
+        }
+    }
+
+    /// The pod that `CreateSandbox` asks for.
+    ///
+    /// # Errors
+    /// The options are of a type that nobody knows, do not parse, or ask for what a machine cannot give; the message names the field.
+    pub fn of_sandbox(request: &CreateSandboxRequest) -> Result<Self, Refusal> {
+        let config = sandbox_config(request)?;
+        let linux = config.linux.as_ref();
+        if let Some(namespaces) = linux.and_then(|linux| linux.security_context.namespace_options.as_ref()) {
+            check_namespaces(&[
+                ("network", namespaces.network.enum_value()),
+                ("pid", namespaces.pid.enum_value()),
+                ("ipc", namespaces.ipc.enum_value()),
+            ])?;
+        }
+        // CRI's own annotations of the request win over those of the pod's author.
+        let mut annotations = config.annotations.clone();
+        annotations.extend(request.annotations.clone());
+        annotations.extend(sizes(linux.and_then(|linux| linux.resources.as_ref())));
+        Ok(Self {
+            hostname: host_name_of(&config)?,
+            sysctls: linux.map(|linux| linux.sysctls.clone().into_iter().collect()).unwrap_or_default(),
+            resolv_conf: config.dns_config.as_ref().map(resolv_conf).transpose()?.unwrap_or_default(),
+            annotations,
+            resources: None,
+        })
+    }
+
+    /// The pod to launch, now that its size is known.
+    pub fn spec(self, group: Group, size: &MachineSize) -> PodSpec {
+        PodSpec {
+            // A pod that is not told its host name has its own, as long as Linux takes one.
+            hostname: self.hostname.unwrap_or_else(|| group.id.chars().take(HOST_NAME_LEN_MAX).collect()),
+            id: group.id,
+            state_dir: group.state_dir,
+            vcpus: size.vcpus.value,
+            memory_mib: size.memory_mib.value,
+            sysctls: self.sysctls,
+            resolv_conf: self.resolv_conf,
+            extra_cmdline: size.command_line(),
+        }
+    }
+}
+
+fn sandbox_config(request: &CreateSandboxRequest) -> Result<PodSandboxConfig, Refusal> {
+    let Some(options) = request.options.as_ref().filter(|any| !any.type_url.is_empty() || !any.value.is_empty()) else {
+        return Ok(PodSandboxConfig::default());
+    };
+    let name = options.type_url.rsplit('/').next().unwrap_or_default();
+    if name != SANDBOX_CONFIG_TYPE {
+        return Err(invalid(
+            "options",
+            format!("are of the type {name:?}; this runtime knows {SANDBOX_CONFIG_TYPE} alone"),
+        ));
+    }
+    PodSandboxConfig::parse_from_bytes(&options.value)
+        .map_err(|error| invalid("options", format!("are not a {SANDBOX_CONFIG_TYPE}: {error}")))
+}
+
+fn check_namespaces(namespaces: &[(&str, Result<NamespaceMode, i32>)]) -> Result<(), Refusal> {
+    for (kind, mode) in namespaces {
+        let field = format!("options.linux.security_context.namespace_options.{kind}");
+        match mode {
+            Ok(NamespaceMode::NODE) => {
+                return Err(invalid(
+                    &field,
+                    "asks for the host's namespace, which a machine cannot be in; leave it out, or run this pod with runc",
+                ));
+            }
+            Ok(_) => {}
+            Err(number) => return Err(invalid(&field, format!("is {number}, which no version of CRI knows"))),
+        }
+    }
+    Ok(())
+}
+
+fn host_name_of(config: &PodSandboxConfig) -> Result<Option<String>, Refusal> {
+    let name = config.hostname.as_str();
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    if name.len() > HOST_NAME_LEN_MAX || !name.bytes().all(known) {
+        let rule = format!("is {name:?}; a host name has letters, digits, - and ., at most {HOST_NAME_LEN_MAX}");
+        return Err(invalid("options.hostname", rule));
+    }
+    Ok(Some(name.to_owned()))
+}
+
+// What containerd's CRI says of a pause container by annotations, so that a pod has one size either way. The author's own words under
+// these names do not count.
+fn sizes(resources: Option<&LinuxContainerResources>) -> Vec<(String, String)> {
+    let unlimited = LinuxContainerResources::default();
+    let resources = resources.unwrap_or(&unlimited);
+    [
+        (sizing::CONTAINER_TYPE, sizing::CONTAINER_TYPE_SANDBOX.to_owned()),
+        (sizing::SANDBOX_CPU_QUOTA, resources.cpu_quota.to_string()),
+        (sizing::SANDBOX_CPU_PERIOD, resources.cpu_period.to_string()),
+        (sizing::SANDBOX_CPU_SHARES, resources.cpu_shares.to_string()),
+        (sizing::SANDBOX_MEMORY, resources.memory_limit_in_bytes.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+// resolv.conf(5); a word with a space or a line's end in it would say something else there.
+fn resolv_conf(dns: &DNSConfig) -> Result<String, Refusal> {
+    for (field, words) in [("servers", &dns.servers), ("searches", &dns.searches), ("options", &dns.options)] {
+        let field = format!("options.dns_config.{field}");
+        if words.len() > MOST_DNS_WORDS {
+            return Err(invalid(&field, format!("has {} words; at most {MOST_DNS_WORDS} are taken", words.len())));
+        }
+        if let Some(word) =
+            words.iter().find(|word| word.is_empty() || !word.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(invalid(&field, format!("has {word:?}, which is no word of resolv.conf")));
+        }
+    }
+    let line = |name: &str, words: &[String]| format!("{name} {}\n", words.join(" "));
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text += &line("search", &dns.searches);
+    }
+    dns.servers.iter().for_each(|server| text += &line("nameserver", std::slice::from_ref(server)));
+    if !dns.options.is_empty() {
+        text += &line("options", &dns.options);
+    }
+    Ok(text)
+}
+
+fn invalid(field: &str, what: impl std::fmt::Display) -> Refusal {
+    Refusal::new(ErrorKind::InvalidArgument, format!("{field} {what}"))
+}
+
+#[cfg(test)]
+mod tests;
