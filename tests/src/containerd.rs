@@ -53,8 +53,13 @@ impl Containerd {
 
     /// Starts one with the CRI plugin; images and tasks are those of the kubelet's namespace.
     pub fn start_for_pods() -> Self {
+        Self::start_for_pods_with(&[])
+    }
+
+    /// The same, with more environment for it and its shims.
+    pub fn start_for_pods_with(environment: &[(&str, &str)]) -> Self {
         let config = |folder: &TempDir| config(folder, &[]) + &cri_config(folder.path());
-        Self::start_as(config, KUBELETS_NAMESPACE.to_owned(), &[])
+        Self::start_as(config, KUBELETS_NAMESPACE.to_owned(), environment)
     }
 
     fn start_as(config: impl FnOnce(&TempDir) -> String, namespace: String, environment: &[(&str, &str)]) -> Self {

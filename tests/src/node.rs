@@ -45,7 +45,15 @@ impl Node {
     /// # Errors
     /// containerd serves no CRI, or does not find an image just imported.
     pub fn start() -> anyhow::Result<Self> {
-        let containerd = Containerd::start_for_pods();
+        Self::start_with(&[])
+    }
+
+    /// The same, with more environment for containerd and its shims.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_with(environment: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let containerd = Containerd::start_for_pods_with(environment);
         let cri = Cri::of(&containerd.address()).map_err(|error| anyhow::anyhow!("{error}"))?;
         let node = Self { containerd, cri, next: AtomicU32::new(1) };
         for image in ["pause", "busybox", "python"] {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use crate::{
     ErrorKind, PodError,
-    configuration::{CONSOLE_LEVELS, Configuration, LOG_LEVELS, LogLevel, log_level},
+    configuration::{CONSOLE_LEVELS, Configuration, Key, LOG_LEVELS, LogLevel, log_level},
     setting::Setting,
     sizing::MEMORY_LEAST_MIB,
 };
@@ -49,19 +49,25 @@ impl Annotation {
     }
 
     /// What it takes, in words.
-    pub fn range(self, configuration: &Configuration) -> String {
+    pub fn range(self) -> String {
         match self {
-            Self::Vcpus => format!(
-                "a whole number from 1 to {} (max_vcpus: {})",
-                configuration.max_vcpus.value, configuration.max_vcpus.source
-            ),
-            Self::Memory => format!(
-                "a whole number of Mi or Gi, as in \"512Mi\", from {MEMORY_LEAST_MIB}Mi to {}Mi (max_memory_mib: {})",
-                configuration.max_memory_mib.value, configuration.max_memory_mib.source
-            ),
+            Self::Vcpus => "a whole number from 1 to `max_vcpus`".to_owned(),
+            Self::Memory => {
+                format!("a whole number of `Mi` or `Gi`, as in `512Mi`, from {MEMORY_LEAST_MIB}Mi to `max_memory_mib`")
+            }
             Self::ConsoleLevel => format!("a whole number from {} to {}", CONSOLE_LEVELS.start(), CONSOLE_LEVELS.end()),
             Self::AgentLogLevel => format!("one of {}", LOG_LEVELS.map(|(word, _)| word).join(", ")),
         }
+    }
+
+    /// The operator's bound that is part of the range, as a sentence's end.
+    fn bound(self, configuration: &Configuration) -> String {
+        let (key, value, source) = match self {
+            Self::Vcpus => (Key::MaxVcpus, configuration.max_vcpus.value.into(), &configuration.max_vcpus.source),
+            Self::Memory => (Key::MaxMemory, configuration.max_memory_mib.value, &configuration.max_memory_mib.source),
+            Self::ConsoleLevel | Self::AgentLogLevel => return String::new(),
+        };
+        format!(" ({} is {value}: {source})", key.name())
     }
 
     /// What it does, in a sentence.
@@ -165,7 +171,13 @@ fn unknown(name: &str) -> PodError {
 fn malformed(annotation: Annotation, value: &str, configuration: &Configuration) -> PodError {
     PodError::new(
         ErrorKind::InvalidArgument,
-        format!("the annotation {} takes {}, not {:?}", annotation.name(), annotation.range(configuration), cut(value)),
+        format!(
+            "the annotation {} takes {}{}, not {:?}",
+            annotation.name(),
+            annotation.range(),
+            annotation.bound(configuration),
+            cut(value)
+        ),
     )
 }
 

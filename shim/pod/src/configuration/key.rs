@@ -5,11 +5,11 @@ use std::ops::RangeInclusive;
 use toml::de::DeValue;
 use vmm_control::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX};
 
-use super::Configuration;
+use super::{CONSOLE_LEVEL_QUIET, Configuration};
 use crate::{
     annotations::Annotation,
     setting::{Setting, Source},
-    sizing::MEMORY_LEAST_MIB,
+    sizing::{MEMORY_DEFAULT_MIB, MEMORY_LEAST_MIB, MEMORY_OVERHEAD_MIB, VCPUS_DEFAULT},
 };
 
 /// Most overhead that makes sense: far more than kernel and agent can use.
@@ -107,6 +107,20 @@ impl Key {
             Self::ConsoleLevel => format!("a whole number from {} to {}", CONSOLE_LEVELS.start(), CONSOLE_LEVELS.end()),
             Self::AgentLogLevel | Self::LogLevel => format!("one of {}", quoted(LOG_LEVELS.map(|(word, _)| word))),
             Self::AllowedAnnotations => format!("a list of any of {}", quoted(Annotation::ALL.map(Annotation::name))),
+        }
+    }
+
+    /// What holds when no file says anything, in words.
+    pub fn default(self) -> String {
+        match self {
+            Self::DefaultVcpus => VCPUS_DEFAULT.to_string(),
+            Self::DefaultMemory => MEMORY_DEFAULT_MIB.to_string(),
+            Self::OverheadMemory => MEMORY_OVERHEAD_MIB.to_string(),
+            Self::MaxVcpus | Self::MaxMemory => "what this host has".to_owned(),
+            Self::ConsoleLevel => CONSOLE_LEVEL_QUIET.to_string(),
+            Self::AgentLogLevel => "\"warn\"".to_owned(),
+            Self::LogLevel => "\"info\"".to_owned(),
+            Self::AllowedAnnotations => "[]".to_owned(),
         }
     }
 

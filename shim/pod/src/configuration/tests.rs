@@ -27,6 +27,15 @@ fn without_files_there_are_defaults_and_the_hosts_bounds() {
 }
 
 #[test]
+fn the_defaults_in_words_are_those_that_hold() {
+    let configuration = Configuration::defaults(HOST);
+    let bound_by_the_host = [Key::MaxVcpus, Key::MaxMemory];
+    for key in Key::ALL.into_iter().filter(|key| !bound_by_the_host.contains(key)) {
+        assert_eq!(configuration.shown(key).value, key.default(), "{key:?}");
+    }
+}
+
+#[test]
 fn each_value_knows_its_line() {
     let text = "# sizes\ndefault_vcpus = 2\n\nmax_memory_mib = 0x400\nlog_level = \"debug\"\nconsole_level = 7\n\
                 allowed_annotations = [\n  \"io.kata-rs.vcpus\",\n  \"io.kata-rs.vcpus\",\n]\nagent_log_level = 'info'\n";
