@@ -296,7 +296,7 @@ fn watched_stream(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<
     deprecated,
     reason = "the unsafe successor is for types that may close their descriptor behind tokio's back; this one cannot"
 )]
-fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(fd, interest)
 }
 
