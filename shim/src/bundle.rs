@@ -14,8 +14,8 @@ use crate::refusal::Refusal;
 /// Largest config.json that is read; Kubernetes' own objects end at 1.5 MiB, and a spec is made from one.
 pub const CONFIG_LEN_MAX: u64 = 4 << 20;
 
-/// Annotation with which CRI names the pod that a container belongs to.
-pub const SANDBOX_ID_ANNOTATION: &str = "io.kubernetes.cri.sandbox-id";
+/// Annotations that name the pod which a container belongs to: containerd's, and CRI-O's.
+pub const SANDBOX_ID_ANNOTATIONS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 
 #[derive(serde::Deserialize)]
 struct Annotated {
@@ -27,7 +27,8 @@ struct Annotated {
 pub fn sandbox_id(bundle: &Path) -> Option<String> {
     let bytes = read(bundle).ok()?;
     let annotated: Annotated = serde_json::from_slice(&bytes).ok()?;
-    annotated.annotations?.remove(SANDBOX_ID_ANNOTATION).filter(|id| !id.is_empty())
+    let mut annotations = annotated.annotations?;
+    SANDBOX_ID_ANNOTATIONS.iter().find_map(|name| annotations.remove(*name)).filter(|id| !id.is_empty())
 }
 
 /// Whether the bundle has a configuration, sound or not. A sandbox's has none: containerd's sandbox service tells by calls what it wants.
@@ -83,8 +84,10 @@ mod tests {
 
     #[test]
     fn a_container_of_a_kubernetes_pod_names_it() {
-        let bundle = bundle_with(r#"{"ociVersion":"1.0.2","annotations":{"io.kubernetes.cri.sandbox-id":"pod1"}}"#);
-        assert_eq!(sandbox_id(bundle.path()).as_deref(), Some("pod1"));
+        for name in SANDBOX_ID_ANNOTATIONS {
+            let bundle = bundle_with(&format!(r#"{{"ociVersion":"1.0.2","annotations":{{"{name}":"pod1"}}}}"#));
+            assert_eq!(sandbox_id(bundle.path()).as_deref(), Some("pod1"));
+        }
     }
 
     #[test]

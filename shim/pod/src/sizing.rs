@@ -42,6 +42,8 @@ const BOOK_KEEPING_PART: u64 = 64;
 
 /// Whether a container is the pod's sandbox or one in it; containerd's CRI sets it (pkg/cri/annotations).
 pub const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// The same from CRI-O, which has no annotations of sizes: its pods get the defaults.
+pub const CONTAINER_TYPE_CRIO: &str = "io.kubernetes.cri-o.ContainerType";
 /// The value of [`CONTAINER_TYPE`] for a sandbox.
 pub const CONTAINER_TYPE_SANDBOX: &str = "sandbox";
 /// Sum of the containers' CPU quotas, in microseconds a period; 0 for none.
@@ -68,9 +70,10 @@ impl Limits {
     /// # Errors
     /// A sizing annotation is malformed: an invalid argument that names it.
     pub fn of_pod(annotations: &HashMap<String, String>, resources: Option<&LinuxResources>) -> Result<Self, PodError> {
-        match annotations.get(CONTAINER_TYPE).map(String::as_str) {
-            Some(CONTAINER_TYPE_SANDBOX) => Self::of_sandbox(annotations),
-            _ => Ok(resources.map(Self::of_container).unwrap_or_default()),
+        let types = [CONTAINER_TYPE, CONTAINER_TYPE_CRIO].map(|name| annotations.get(name).map(String::as_str));
+        match types.contains(&Some(CONTAINER_TYPE_SANDBOX)) {
+            true => Self::of_sandbox(annotations),
+            false => Ok(resources.map(Self::of_container).unwrap_or_default()),
         }
     }
 

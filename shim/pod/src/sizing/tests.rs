@@ -89,9 +89,10 @@ fn requested_cpus_count_where_a_limit_is_lower_or_missing() {
 #[test]
 fn a_sandbox_is_not_sized_by_its_own_container() {
     let resources: LinuxResources = serde_json::from_str(r#"{"memory":{"limit":1073741824}}"#).expect("resources");
-    let all = annotations(&[(CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX)]);
-    let limits = Limits::of_pod(&all, Some(&resources)).expect("well formed");
-    assert_eq!(limits, Limits::default());
+    for kind in [CONTAINER_TYPE, CONTAINER_TYPE_CRIO] {
+        let all = annotations(&[(kind, CONTAINER_TYPE_SANDBOX)]);
+        assert_eq!(Limits::of_pod(&all, Some(&resources)).expect("well formed"), Limits::default());
+    }
 }
 
 #[test]
