@@ -17,13 +17,14 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
 };
-use ttrpc::r#async::{Server, transport::Listener};
+use ttrpc::r#async::Server;
 
 use crate::{
     arguments::{ArgumentError, Arguments},
     bundle,
     containers::Containers,
     group::Group,
+    listener,
     logfile::LogFile,
     machine::{Launched, Machine},
     pod_request::PodRequest,
@@ -115,9 +116,10 @@ async fn serve_pod(
     let containers = Containers::new(machine(bundle, &group), publisher.clone());
     let service = TaskService::new(Arc::clone(&containers), group);
     let sandbox = SandboxService::new(Arc::clone(&containers), service.ending().clone());
-    let listener = Listener::try_from(listener).map_err(DaemonError::Listener)?;
-    let mut server = Server::new().add_listener(listener).register_service(service.handlers());
-    server = server.register_service(sandbox.handlers());
+    let mut services = service.handlers();
+    services.extend(sandbox.handlers());
+    let listener = listener::accept(listener, services.keys().cloned()).map_err(DaemonError::Listener)?;
+    let mut server = Server::new().add_listener(listener).register_service(services);
     server.start().await.map_err(|error| DaemonError::Serve(error.to_string()))?;
     starter.say(READY);
     ignore_signals();

@@ -34,6 +34,7 @@ pub mod ending;
 pub mod events;
 pub mod group;
 pub mod lifecycle;
+pub mod listener;
 mod lock;
 pub mod logfile;
 pub mod machine;
