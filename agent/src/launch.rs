@@ -1,16 +1,17 @@
 //! From a request to a process with its stdio connected: the asynchronous steps around the blocking runtime.
 //!
 //! ```text
-//!   claim streams -> pipes -> (expect a child) -> Runtime, on a blocking thread -> claim its status -> pumps
+//!   (its turn) -> claim streams -> pipes -> (expect a child) -> Runtime, on a thread of its own -> claim its status -> pumps
 //! ```
 //! If a step fails, everything before it is dropped, and with the streams the host sees their ends.
 
 use std::{io, os::fd::OwnedFd, pin::Pin, sync::Arc};
 
 use oci_spec::runtime::{Process, Spec};
-use tokio::{sync::oneshot, task::spawn_blocking};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
+    birth::{Birth, on_a_thread},
     reaper::Reaper,
     refusal::Refusal,
     runtime::{Container, ProcessStdio, Runtime, Shared, Size, Spawned},
@@ -41,6 +42,20 @@ pub struct Launcher {
     pub streams: Streams,
     /// Where statuses come from.
     pub reaper: Reaper,
+}
+
+/// A further process to run.
+pub struct Exec {
+    /// In which container.
+    pub container: Arc<dyn Container>,
+    /// What.
+    pub process: Box<Process>,
+    /// With which stdio.
+    pub stdio: StdioRequest,
+    /// How to give it up.
+    pub birth: Birth,
+    /// Turns of the container's births.
+    pub turns: Arc<Semaphore>,
 }
 
 /// A process that exists, with its pumps running.
@@ -75,23 +90,21 @@ impl Launcher {
         let (plumbing, theirs) = self.plumb(stdio, terminal).await?;
         let expectation = self.reaper.expect();
         let runtime = self.runtime.clone();
-        let made = spawn_blocking(move || runtime.create(&id, &spec, &shared, theirs));
-        let (spawned, container) = joined("make a container", made.await)?;
+        let made = on_a_thread(move || runtime.create(&id, &spec, &shared, theirs)).await;
+        let (spawned, container) = made.map_err(|error| Refusal::failed("make a container", error))??;
         let exit = expectation.claim(spawned.pid);
         Ok((connect(spawned, plumbing, exit)?, container))
     }
 
     /// Runs a further process of a container.
-    pub async fn exec(
-        &self,
-        container: Arc<dyn Container>,
-        process: Box<Process>,
-        stdio: StdioRequest,
-    ) -> Result<Launched, Refusal> {
+    pub async fn exec(&self, exec: Exec) -> Result<Launched, Refusal> {
+        let Exec { container, process, stdio, birth, turns } = exec;
+        let turn = birth.turn(turns).await.inspect_err(|_| self.forget(stdio))?;
         let (plumbing, theirs) = self.plumb(stdio, process.terminal().unwrap_or(false)).await?;
         let expectation = self.reaper.expect();
-        let made = spawn_blocking(move || container.exec(&process, theirs));
-        let spawned = joined("run a process", made.await)?;
+        let made = on_a_thread(move || container.exec(&process, theirs, &birth)).await;
+        drop(turn);
+        let spawned = made.map_err(|error| Refusal::failed("run a process", error))??;
         let exit = expectation.claim(spawned.pid);
         connect(spawned, plumbing, exit)
     }
@@ -161,8 +174,4 @@ fn connect(spawned: Spawned, plumbing: Plumbing, exit: oneshot::Receiver<u32>) -
         }
     };
     Ok(Launched { pid: spawned.pid, master, exit })
-}
-
-fn joined<T>(what: &str, done: Result<Result<T, Refusal>, tokio::task::JoinError>) -> Result<T, Refusal> {
-    done.unwrap_or_else(|error| Err(Refusal::failed(what, error)))
 }

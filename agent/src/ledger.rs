@@ -21,15 +21,13 @@ use self::entry::{Entry, Row};
 use crate::{
     containers::{Deleted, ProcessName, Reply},
     launch::{Launched, Launcher, StdioRequest},
-    process::Exit,
+    process::{Exit, State},
     refusal::Refusal,
     runtime::{Container, Size},
 };
 
 /// Most containers of one pod, and most execs of one container; far beyond what a kubelet asks for, and small beside the guest's memory.
 const ENTRIES_MAX: usize = 1024;
-/// Status of a process whose end nobody saw: it died with its container.
-const KILLED_STATUS: u32 = 128 + 9;
 
 /// Everything that wakes the table's task.
 #[allow(missing_docs, reason = "requests are documented at `Containers`, outcomes below")]
@@ -167,7 +165,12 @@ impl Ledger {
         if all && let Some(container) = &row.container {
             return container.signal_all(signal);
         }
-        let state = self.entry(name)?.state;
+        let entry = self.entry(name)?;
+        let state = entry.state;
+        if let (State::Starting { pid: None }, Some(birth), Signal::KILL) = (state, &entry.birth, signal) {
+            birth.give_up();
+            return Ok(());
+        }
         match state.living_pid() {
             Some(pid) => send(name, pid, signal),
             None if state.exit().is_some() => Err(Refusal::NotFound(format!("{name} has ended; no process to signal"))),

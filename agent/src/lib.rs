@@ -19,6 +19,7 @@
 //! Everything but [`boot`] and the vsock half of [`call`] runs on any machine: tests serve the real service over a socketpair, with
 //! ordinary processes ([`plain`]) in place of containers.
 
+pub mod birth;
 pub mod boot;
 pub mod call;
 pub mod configure;

@@ -19,7 +19,8 @@ use rustix::{
 };
 
 use crate::{
-    refusal::Refusal,
+    birth::Birth,
+    refusal::{EXEC, Refusal},
     runtime::{Container, ProcessStdio, Runtime, Shared, Size, Spawned},
 };
 
@@ -64,7 +65,7 @@ impl Container for PlainContainer {
         there
     }
 
-    fn exec(&self, process: &Process, stdio: ProcessStdio) -> Result<Spawned, Refusal> {
+    fn exec(&self, process: &Process, stdio: ProcessStdio, _: &Birth) -> Result<Spawned, Refusal> {
         runnable(process.args().iter().flatten().next().map_or("", String::as_str))?;
         let spawned = spawn(STRAIGHT, process, stdio)?;
         self.all.lock().expect("no code panics while it holds this lock").push(spawned.pid);
@@ -168,8 +169,8 @@ fn wait_for_gate(pid: u32) -> Result<(), Refusal> {
 
 fn runnable(program: &str) -> Result<(), Refusal> {
     if program.starts_with('/') && !Path::new(program).exists() {
-        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(Refusal::NotRunnable { what: format!("{program:?}"), status: 127, source: source.into() });
+        let source = format!("exec: {program:?}: stat {program}: no such file or directory");
+        return Err(Refusal::NotRunnable { act: EXEC, status: 127, source: source.into() });
     }
     Ok(())
 }

@@ -13,6 +13,9 @@ use std::time::SystemTime;
 /// Status of a process that never ran, when there is none of a better meaning (a shell says 127 for a missing program).
 pub const NEVER_RAN_STATUS: u32 = 255;
 
+/// Status of a process that SIGKILL ended: 128 + 9.
+pub const KILLED_STATUS: u32 = 137;
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {

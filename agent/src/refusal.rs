@@ -7,6 +7,11 @@ use ttrpc::{Code, error::get_rpc_status};
 /// An error as a source of another.
 pub type Source = Box<dyn Error + Send + Sync>;
 
+/// What failed with [`Refusal::NotRunnable`]: a container's first process.
+pub const CREATE: &str = "create";
+/// The same for a further process.
+pub const EXEC: &str = "exec";
+
 /// Why a request was not done. The host turns the code into one of containerd's.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -53,11 +58,14 @@ pub enum Refusal {
         #[source]
         source: Source,
     },
-    /// The program to run is not there or cannot be run; the text is the whole story.
-    #[error("cannot run {what}")]
+    /// A SIGKILL came before the process was its program.
+    #[error("the process was killed before it ran")]
+    KilledUnborn,
+    /// The program to run is not there or cannot be run. Words and order are runc's: `kubectl`, Docker and scripts look for them.
+    #[error("OCI runtime {act} failed: {}unable to start container process", if *act == EXEC { "exec failed: " } else { "" })]
     NotRunnable {
-        /// Which process.
-        what: String,
+        /// [`CREATE`] or [`EXEC`].
+        act: &'static str,
         /// What a shell would exit with: 127 for a missing program, 126 for one that cannot be executed.
         status: u32,
         /// Why.
@@ -71,7 +79,7 @@ impl Refusal {
         match self {
             Self::NotFound(_) => Code::NOT_FOUND,
             Self::AlreadyExists(_) => Code::ALREADY_EXISTS,
-            Self::WrongState { .. } => Code::FAILED_PRECONDITION,
+            Self::WrongState { .. } | Self::KilledUnborn => Code::FAILED_PRECONDITION,
             Self::Invalid { .. } => Code::INVALID_ARGUMENT,
             Self::Unsupported { .. } => Code::UNIMPLEMENTED,
             Self::Failed { .. } => Code::INTERNAL,
@@ -83,6 +91,7 @@ impl Refusal {
     pub fn exit_status(&self) -> u32 {
         match self {
             Self::NotRunnable { status, .. } => *status,
+            Self::KilledUnborn => crate::process::KILLED_STATUS,
             _ => crate::process::NEVER_RAN_STATUS,
         }
     }
@@ -126,5 +135,18 @@ mod tests {
         let ttrpc::Error::RpcStatus(status) = ttrpc::Error::from(refusal) else { panic!("a status") };
         assert_eq!(status.code(), Code::INTERNAL);
         assert_eq!(status.message(), "cannot make container c1: no space");
+    }
+
+    #[test]
+    fn a_missing_program_is_told_in_the_words_that_tools_know() {
+        let refusal = |act| {
+            let source = r#"exec: "nosuch": executable file not found in $PATH"#.into();
+            with_sources(&Refusal::NotRunnable { act, status: 127, source })
+        };
+        assert_eq!(
+            refusal(EXEC),
+            r#"OCI runtime exec failed: exec failed: unable to start container process: exec: "nosuch": executable file not found in $PATH"#
+        );
+        assert!(refusal(CREATE).starts_with("OCI runtime create failed: unable to start container process: exec: "));
     }
 }

@@ -8,7 +8,7 @@ use std::{os::fd::OwnedFd, sync::Arc};
 use agent_protocol::messages::StatsResponse;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
-use crate::refusal::Refusal;
+use crate::{birth::Birth, refusal::Refusal};
 
 /// Size of a terminal at its birth or later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,8 +70,8 @@ pub trait Runtime: Send + Sync + 'static {
 pub trait Container: Send + Sync + 'static {
     /// Opens the gate: returns when the program has been executed.
     fn start(&self) -> Result<(), Refusal>;
-    /// Runs a further process.
-    fn exec(&self, process: &Process, stdio: ProcessStdio) -> Result<Spawned, Refusal>;
+    /// Runs a further process. Given up, it fails soon, or the process that it returns has been killed.
+    fn exec(&self, process: &Process, stdio: ProcessStdio, birth: &Birth) -> Result<Spawned, Refusal>;
     /// Its pid namespace, certainly its own and not that of somebody who has its first process's pid now.
     fn pid_namespace(&self) -> Result<OwnedFd, Refusal>;
     /// Signals every process; called by the table's task itself, so it does not wait for anything.

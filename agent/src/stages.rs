@@ -20,7 +20,8 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, pidfd_send_signal, waitid};
 
 use crate::{
-    refusal::{Refusal, with_sources},
+    birth::Birth,
+    refusal::{CREATE, EXEC, Refusal, with_sources},
     runtime::{Container, ProcessStdio, Runtime, Shared, Size, Spawned},
 };
 
@@ -127,7 +128,7 @@ impl Stages {
         cgroup.apply(&plan.cgroup.limits).map_err(|error| of_cgroup(&what(), error))?;
         cgroup.attach_devices(&plan.cgroup.devices).map_err(|error| of_cgroup(&what(), error))?;
         let stdio = fds(stdio).map_err(|error| Refusal::failed("open /dev/null", error))?;
-        self.spare.take()?.create(plan, cgroup, stdio).map_err(|error| of_stage(&what(), error))
+        self.spare.take()?.create(plan, cgroup, stdio).map_err(|error| of_stage(CREATE, &what(), error))
     }
 }
 
@@ -136,17 +137,28 @@ impl Container for Contained {
         let gate = self.gate.lock().expect("no code panics while it holds this lock").take();
         let what = format!("container {:?}", self.plan.id);
         let gate = gate.ok_or_else(|| Refusal::failed(format!("start {what}"), "its gate was opened before"))?;
-        gate.start().map_err(|error| ended_by(error, self.pidfd.as_fd(), &what))
+        match gate.start() {
+            // Killed at its gate, at this very moment: it counts as started, and its exit tells the rest.
+            Err(StageError::Died) => Ok(()),
+            opened => opened.map_err(|error| ended_by(CREATE, error, self.pidfd.as_fd(), &what)),
+        }
     }
 
-    fn exec(&self, process: &Process, stdio: ProcessStdio) -> Result<Spawned, Refusal> {
+    fn exec(&self, process: &Process, stdio: ProcessStdio, birth: &Birth) -> Result<Spawned, Refusal> {
         let what = || format!("an exec in container {:?}", self.plan.id);
         let plan = plan_exec(process, &self.plan, &self.guest).map_err(|error| of_plan(&what(), error))?;
         let stdio = fds(stdio).map_err(|error| Refusal::failed("open /dev/null", error))?;
         let target = ContainerHandle { init_pid: self.init_pid, pidfd: self.pidfd.as_fd(), cgroup: &self.cgroup };
-        let created = self.spare.take()?.exec(&target, &plan, stdio).map_err(|error| of_stage(&what(), error))?;
-        let (pid, pidfd, master, gate) = split(created);
-        gate.start().map_err(|error| ended_by(error, pidfd.as_fd(), &what()))?;
+        let stage = self.spare.take()?;
+        let conversation = stage.conversation().map_err(|error| Refusal::failed(format!("make {}", what()), error))?;
+        birth.converses_through(conversation);
+        let refused = |error| if birth.is_given_up() { Refusal::KilledUnborn } else { of_stage(EXEC, &what(), error) };
+        let (pid, pidfd, master, gate) = split(stage.exec(&target, &plan, stdio).map_err(refused)?);
+        gate.start().map_err(|error| ended_by(EXEC, error, pidfd.as_fd(), &what()))?;
+        if birth.is_given_up() {
+            // Its conversation ended, by itself or because it was given up: either way it is not wanted any more.
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        }
         Ok(Spawned { pid, master })
     }
 
@@ -242,22 +254,22 @@ fn of_plan(what: &str, error: PlanError) -> Refusal {
     }
 }
 
-fn of_stage(what: &str, error: StageError) -> Refusal {
+fn of_stage(act: &'static str, what: &str, error: StageError) -> Refusal {
     let status = match error.failure().map(|failure| failure.kind) {
         Some(FailureKind::CommandNotFound) => 127,
-        Some(FailureKind::CommandNotExecutable) => 126,
+        Some(FailureKind::CommandNotExecutable | FailureKind::NoDirectory) => 126,
         Some(FailureKind::Other) | None => return Refusal::failed(format!("make {what}"), error),
     };
-    Refusal::NotRunnable { what: what.to_owned(), status, source: error.into() }
+    Refusal::NotRunnable { act, status, source: error.into() }
 }
 
 /// Why a process was not started. One that only did not answer in time would become its program later, when nobody knows it any more.
-fn ended_by(error: StageError, process: BorrowedFd<'_>, what: &str) -> Refusal {
+fn ended_by(act: &'static str, error: StageError, process: BorrowedFd<'_>, what: &str) -> Refusal {
     if error.failure().is_none() {
         // It may have ended already, and then there is nothing left to do.
         let _ = pidfd_send_signal(process, Signal::KILL);
     }
-    of_stage(what, error)
+    of_stage(act, what, error)
 }
 
 fn of_cgroup(what: &str, error: CgroupError) -> Refusal {

@@ -198,3 +198,75 @@ async fn needs_root_bulk_output_arrives_whole() {
     machine.host.status(&machine.id, "").await;
     machine.host.delete(&machine.id, "").await.unwrap();
 }
+
+#[tokio::test]
+async fn needs_root_an_exec_that_cannot_be_born_holds_up_nobody_and_can_be_killed() {
+    let Some(machine) = Machine::new("birth") else { return };
+    let (host, id) = (&machine.host, machine.id.as_str());
+    machine.run("exec sleep 1000", m::Stdio::new()).await;
+    // A process that is born into a frozen cgroup gets no further than one that root in the container has stopped.
+    let freeze = cgroup_root().unwrap().join("containers").join(id).join("cgroup.freeze");
+    fs::write(&freeze, "1").unwrap();
+    let execs: Vec<_> = (0..12).map(|number| format!("e{number}")).collect();
+    let mut starts = Vec::new();
+    for exec in &execs {
+        host.add_exec(id, exec, &["/bin/sh", "-c", "exit 4"]).await.unwrap();
+        let (client, process) = (host.client.clone(), process(id, exec));
+        let request = m::StartRequest { process, ..Default::default() };
+        starts.push(tokio::spawn(async move { client.start(soon(), &request).await }));
+    }
+    let begun = std::time::Instant::now();
+    let container = m::ContainerRequest { container_id: id.into(), ..Default::default() };
+    assert!(host.client.stats(soon(), &container).await.is_ok());
+    let other = format!("{id}-other");
+    host.create_from(&other, machine.spec("exit 7", false), m::Stdio::new()).await.unwrap();
+    host.start(&other, "").await.unwrap();
+    assert_eq!(host.status(&other, "").await, 7);
+    host.delete(&other, "").await.unwrap();
+    // Both one whose turn it is and one that waits for its turn.
+    for exec in [&execs[0], &execs[11]] {
+        while host.signal(id, exec, 9).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(host.status(id, exec).await, 137);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    fs::write(&freeze, "0").unwrap();
+    for (number, start) in starts.into_iter().enumerate() {
+        let killed = number == 0 || number == 11;
+        assert_eq!(start.await.unwrap().is_err(), killed, "e{number}");
+        assert_eq!(host.status(id, &execs[number]).await, if killed { 137 } else { 4 });
+    }
+    host.signal(id, "", 9).await.unwrap();
+    assert_eq!(host.status(id, "").await, 137);
+    host.delete(id, "").await.unwrap();
+}
+
+#[tokio::test]
+async fn needs_root_a_container_joins_the_processes_of_another_and_ends_alone() {
+    let Some(machine) = Machine::new("pids") else { return };
+    let (host, id) = (&machine.host, machine.id.as_str());
+    machine.run("exec sleep 1000", m::Stdio::new()).await;
+    let (second, screen) = (format!("{id}-second"), host.connect(2));
+    let joining = |of: &str, script: &str, stdout: u64| m::CreateContainerRequest {
+        container_id: second.clone(),
+        oci_spec: machine.spec(script, false),
+        stdio: MessageField::some(m::Stdio { stdout, ..Default::default() }),
+        pids_of: of.into(),
+        ..Default::default()
+    };
+    host.client.create_container(soon(), &joining(id, "ps -o args; sleep 2000 & exit 3", 2)).await.unwrap();
+    host.start(&second, "").await.unwrap();
+    assert_eq!(host.status(&second, "").await, 3);
+    let shown = String::from_utf8(read_all(screen).await.unwrap()).unwrap();
+    assert!(shown.contains("sleep 1000"), "{shown}");
+    host.delete(&second, "").await.unwrap();
+    let container = m::ContainerRequest { container_id: id.into(), ..Default::default() };
+    assert_eq!(host.client.pids(soon(), &container).await.unwrap().pids.len(), 1, "its first process lives on, alone");
+    assert_eq!(code(host.client.create_container(soon(), &joining("nobody", "true", 0)).await), Code::NOT_FOUND);
+    host.signal(id, "", 9).await.unwrap();
+    host.status(id, "").await;
+    let refused = host.client.create_container(soon(), &joining(id, "true", 0)).await;
+    assert_eq!(code(refused), Code::FAILED_PRECONDITION);
+    host.delete(id, "").await.unwrap();
+}

@@ -59,6 +59,11 @@ impl StepError {
         Self { errno: 0, note: Some(note.into()), kind: FailureKind::Other }
     }
 
+    /// Not allowed, as against not possible.
+    fn is_refusal(&self) -> bool {
+        [Errno::PERM, Errno::ACCESS].iter().any(|errno| errno.raw_os_error() == self.errno)
+    }
+
     fn noting(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self
@@ -266,7 +271,11 @@ impl Newborn {
             Step::Domainname(name) => Ok(rustix::system::setdomainname(name.as_bytes())?),
             Step::Sysctl(sysctl) => self.write_proc(&format!("sys/{}", sysctl.path), &sysctl.value),
             Step::Rlimit(limit) => Ok(sys::set_rlimit(limit.resource, limit.soft, limit.hard)?),
-            Step::OomScore(score) => self.write_proc("self/oom_score_adj", &score.to_string()),
+            Step::OomScore(score) => match self.write_proc("self/oom_score_adj", &score.to_string()) {
+                // Where lowering it is not ours to do, the process runs with what it has, as elsewhere.
+                Err(error) if error.is_refusal() => Ok(()),
+                outcome => outcome,
+            },
             Step::Stdio { owner } => self.set_up_stdio(*owner),
             Step::EnterDirectory(path) => self.enter_directory(path),
             Step::Identity(identity) => self.become_user(identity),

@@ -27,8 +27,7 @@ use std::time::Duration;
 
 /// How long a child may take for one answer. Mounts over a share that does not answer are what takes long.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
-/// The same for an exec, which mounts nothing. A container's own root can stop an exec as it is born, and a stopped one holds a thread of
-/// the agent until then.
+/// The same for an exec, which mounts nothing. A container's own root can stop an exec as it is born.
 const EXEC_DEADLINE: Duration = Duration::from_secs(20);
 
 /// The name under which the agent's binary knows that it is a stage.
@@ -148,6 +147,15 @@ impl Stage {
     /// dropped unused ends, and is the caller's to reap.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// A copy of its end of the conversation: whoever shuts it down ends the wait of [`Stage::create`] or [`Stage::exec`] in another thread,
+    /// and the process that is being made.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn conversation(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone()
     }
 
     /// Makes a container and its first process, in `cgroup`, stopped at its gate.

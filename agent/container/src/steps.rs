@@ -152,12 +152,17 @@ pub enum FailureKind {
     CommandNotFound,
     /// It is there and cannot be executed: shells answer 126.
     CommandNotExecutable,
+    /// The working directory cannot be entered; the note is its path.
+    NoDirectory,
     /// Anything else.
     Other,
 }
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let (FailureKind::NoDirectory, Some(path)) = (self.kind, &self.note) {
+            return write!(out, "chdir to cwd ({path:?}) set in config.json failed: {}", describe(self.errno));
+        }
         // Tools look for these words after `exec:`, as every OCI runtime prints them.
         if self.kind != FailureKind::Other {
             let program = self.subject.as_deref().unwrap_or_default();
@@ -333,6 +338,8 @@ mod tests {
         assert_eq!(missing, r#"exec: "nope": executable file not found in $PATH"#);
         let denied = failure(FailureKind::CommandNotExecutable, 13, "/etc/passwd", None);
         assert_eq!(denied, r#"exec: "/etc/passwd": permission denied"#);
+        let nowhere = failure(FailureKind::NoDirectory, 2, "0:0", Some("/nowhere"));
+        assert_eq!(nowhere, r#"chdir to cwd ("/nowhere") set in config.json failed: no such file or directory"#);
         assert_eq!(failure(FailureKind::Other, 2, "/data", None), "could not mount /data: no such file or directory");
     }
 }

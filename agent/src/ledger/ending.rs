@@ -6,13 +6,13 @@ use rustix::process::Signal;
 use tokio::{sync::oneshot, task::spawn_blocking};
 
 use super::{
-    Event, KILLED_STATUS, Ledger, answer,
+    Event, Ledger, answer,
     entry::{Deletion, Entry, Ticket},
     not_found, send, tell, wrong_state,
 };
 use crate::{
     containers::{Deleted, ProcessName, Reply},
-    process::{Event as Step, Exit, State},
+    process::{Event as Step, Exit, KILLED_STATUS, State},
     refusal::{Refusal, with_sources},
 };
 

@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use oci_spec::runtime::Process;
+use tokio::sync::Semaphore;
 
 use crate::{
+    birth::Birth,
     containers::{Deleted, ProcessName, Reply},
     launch::StdioRequest,
     process::{Event as Step, Exit, NEVER_RAN_STATUS, State},
@@ -28,6 +30,8 @@ pub struct Entry {
     pub master: Option<Master>,
     /// An exec's plan until it starts.
     pub pending: Option<Pending>,
+    /// An exec that starts, until it has.
+    pub birth: Option<Birth>,
 }
 
 /// What an exec that has not started will run.
@@ -39,6 +43,8 @@ pub struct Row {
     pub execs: BTreeMap<String, Entry>,
     /// None while it is being made.
     pub container: Option<Arc<dyn Container>>,
+    /// Whose turn it is to be born.
+    pub turns: Arc<Semaphore>,
     pub frozen: bool,
     pub deletion: Deletion,
 }
@@ -54,7 +60,7 @@ pub enum Deletion {
 
 impl Entry {
     pub fn new(serial: u64, state: State) -> Self {
-        Self { serial, state, waiters: Vec::new(), master: None, pending: None }
+        Self { serial, state, waiters: Vec::new(), master: None, pending: None, birth: None }
     }
 
     /// Applies a step that cannot be refused unless our own bookkeeping is wrong; then the state stays and the log tells.

@@ -4,16 +4,17 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use oci_spec::runtime::{Process, Spec};
 use rustix::process::Signal;
-use tokio::task::spawn_blocking;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{
     ENTRIES_MAX, Event, Ledger, answer,
-    entry::{Deletion, Entry, Pending, Row, Ticket},
+    entry::{Deletion, Entry, Row, Ticket},
     first_of, not_found, tell, wrong_state,
 };
 use crate::{
+    birth::{BIRTHS_MAX, Birth},
     containers::{ProcessName, Reply},
-    launch::{Launched, StdioRequest},
+    launch::{Exec, Launched, StdioRequest},
     process::{Event as Step, State},
     refusal::Refusal,
     runtime::{Container, Shared},
@@ -35,7 +36,14 @@ impl Ledger {
             Err(refusal) => return answer(reply, Err(refusal)),
         };
         let first = Entry::new(self.next_serial(), State::Creating);
-        let row = Row { first, execs: BTreeMap::new(), container: None, frozen: false, deletion: Deletion::NotAsked };
+        let row = Row {
+            first,
+            execs: BTreeMap::new(),
+            container: None,
+            turns: Arc::new(Semaphore::new(BIRTHS_MAX)),
+            frozen: false,
+            deletion: Deletion::NotAsked,
+        };
         self.rows.insert(id.clone(), row);
         let (launcher, events) = (self.launcher.clone(), self.events.clone());
         tokio::spawn(async move {
@@ -155,22 +163,19 @@ impl Ledger {
     }
 
     pub(super) fn start_exec(&mut self, name: ProcessName, reply: Reply<u32>) -> Result<(), (Refusal, Reply<u32>)> {
-        let (container, (process, stdio), ticket) = match self.take_exec_to_start(name) {
+        let (exec, ticket) = match self.take_exec_to_start(name) {
             Ok(taken) => taken,
             Err(refusal) => return Err((refusal, reply)),
         };
         let (launcher, events) = (self.launcher.clone(), self.events.clone());
         tokio::spawn(async move {
-            let outcome = launcher.exec(container, process, stdio).await;
+            let outcome = launcher.exec(exec).await;
             tell(&events, Event::Ran { ticket, outcome, reply }).await;
         });
         Ok(())
     }
 
-    pub(super) fn take_exec_to_start(
-        &mut self,
-        name: ProcessName,
-    ) -> Result<(Arc<dyn Container>, Pending, Ticket), Refusal> {
+    fn take_exec_to_start(&mut self, name: ProcessName) -> Result<(Exec, Ticket), Refusal> {
         let row = self.row(&name.container)?;
         let entry = row.execs.get_mut(&name.exec).ok_or_else(|| not_found(&name))?;
         if !matches!(row.first.state, State::Running { .. }) {
@@ -182,9 +187,11 @@ impl Ledger {
         let next = entry.state.next(Step::StartAsked);
         entry.state =
             next.map_err(|refusal| wrong_state(&name, refusal.state.name(), "start a registered exec once"))?;
-        let pending = entry.pending.take().expect("a registered exec has its plan");
+        let (process, stdio) = entry.pending.take().expect("a registered exec has its plan");
         let container = row.container.clone().expect("a running container is there");
-        Ok((container, pending, Ticket { serial: entry.serial, name }))
+        let birth = entry.birth.insert(Birth::default()).clone();
+        let exec = Exec { container, process, stdio, birth, turns: row.turns.clone() };
+        Ok((exec, Ticket { serial: entry.serial, name }))
     }
 
     pub(super) fn opened(&mut self, ticket: &Ticket, outcome: Result<(), Refusal>, reply: Reply<u32>) {
@@ -211,6 +218,7 @@ impl Ledger {
     pub(super) fn ran(&mut self, ticket: Ticket, outcome: Result<Launched, Refusal>, reply: Reply<u32>) {
         // Its container may have been deleted meanwhile; then the process is dead, and reaped as an orphan.
         let Ok(entry) = self.held(&ticket) else { return answer(reply, Err(not_found(&ticket.name))) };
+        entry.birth = None;
         match outcome {
             Ok(launched) => {
                 entry.master = launched.master;

@@ -2,7 +2,7 @@
 
 use super::{Newborn, StepError};
 use crate::plan::{CapabilitySets, UserPlan, is_inside_root};
-use crate::steps::Identity;
+use crate::steps::{FailureKind, Identity};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::thread::{
@@ -23,7 +23,7 @@ impl Newborn {
     pub(super) fn enter_directory(&mut self, path: &Path) -> Result<(), StepError> {
         match rustix::process::chdir(path) {
             Err(Errno::ACCESS | Errno::PERM) => self.still_to_enter = Some(path.to_owned()),
-            outcome => outcome?,
+            outcome => outcome.map_err(|errno| no_directory(path, errno))?,
         }
         Ok(())
     }
@@ -36,7 +36,7 @@ impl Newborn {
         set_ambient(identity.capabilities.ambient)?;
         set_keep_capabilities(false)?;
         if let Some(path) = self.still_to_enter.take() {
-            rustix::process::chdir(path)?;
+            rustix::process::chdir(&path).map_err(|errno| no_directory(&path, errno))?;
         }
         check_directory()?;
         rustix::process::umask(Mode::from_raw_mode(identity.user.umask.unwrap_or(DEFAULT_UMASK)));
@@ -45,6 +45,11 @@ impl Newborn {
         }
         Ok(())
     }
+}
+
+fn no_directory(path: &Path, errno: Errno) -> StepError {
+    let note = Some(path.display().to_string());
+    StepError { errno: errno.raw_os_error(), note, kind: FailureKind::NoDirectory }
 }
 
 fn drop_bounding(keep: u64) -> Result<(), StepError> {
