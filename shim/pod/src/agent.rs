@@ -1,7 +1,8 @@
 //! The agent, as the host sees it: a hello line, then a ttrpc client on the same connection.
 //!
 //! Every call is a task of its own, because a call that is dropped while it is being written would close the whole connection, and is raced with
-//! the machine's end. Every call but Wait has a deadline. A connection that breaks is the end of the machine: there is only one in its life.
+//! the machine's end. What a start waits for is given up when the machine stands still ([`crate::progress`]); every other
+//! call but Wait has a deadline. A connection that breaks is the end of the machine: there is only one in its life.
 
 use std::{
     future::Future,
@@ -13,15 +14,16 @@ use rustix::rand::GetRandomFlags;
 use tokio::net::UnixStream;
 use ttrpc::{context, proto::Code};
 
-use crate::{ErrorKind, Exit, PodError, PodSpec, ProcessId, error::guest_text, machine::Machine, streams::read_line};
+use crate::{
+    ErrorKind, Exit, PodError, PodSpec, ProcessId,
+    error::guest_text,
+    machine::Machine,
+    progress::{BOOT_STILL_MAX, CALL_STILL_MAX, WAIT_MAX, standstill},
+    streams::read_line,
+};
 
-/// From the start of the VMM to the agent's hello. A boot takes 0.1 to 0.4 s; a busy host is given its time. (Tests have less of it.)
-pub(crate) const HELLO_DEADLINE: Duration =
-    if cfg!(test) { Duration::from_millis(700) } else { Duration::from_secs(10) };
 /// Ordinary calls. (Tests have less of it.)
 const CALL_DEADLINE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(10) };
-/// Making a container: mounts, cgroups, a new process, on a slow host.
-const CREATE_DEADLINE: Duration = Duration::from_secs(30);
 /// Switching off; the machine is stopped from outside after that.
 pub(crate) const POWER_OFF_DEADLINE: Duration = Duration::from_secs(1);
 /// After a connection breaks, how long the machine may take to say why.
@@ -33,6 +35,40 @@ const ENTROPY_LEN: usize = 64;
 pub(crate) const PIDS_MAX: usize = 32_768;
 /// Most of an agent's message that is passed on.
 const MESSAGE_CHARS_MAX: usize = 4096;
+
+/// How long an answer is waited for. The machine's end ends every wait.
+#[derive(Debug, Clone, Copy)]
+enum Patience {
+    /// So long.
+    Within(Duration),
+    /// As long as the machine moves: work of a start, which takes what a busy host makes it take.
+    WhileItMoves,
+    /// For ever: the end of a process.
+    ForEver,
+}
+
+impl Patience {
+    /// The client's own limit, so that a call which nobody waits for any more is forgotten.
+    fn context(self) -> context::Context {
+        match self {
+            Self::Within(deadline) => context::with_duration(deadline),
+            Self::WhileItMoves => context::with_duration(WAIT_MAX),
+            Self::ForEver => context::Context::default(),
+        }
+    }
+
+    /// Resolves when it is at its end, with a sentence that says why.
+    async fn end(self, machine: &Machine) -> String {
+        match self {
+            Self::Within(deadline) => {
+                tokio::time::sleep(deadline).await;
+                format!("{} s are over", deadline.as_secs())
+            }
+            Self::WhileItMoves => standstill(machine, CALL_STILL_MAX).await,
+            Self::ForEver => std::future::pending().await,
+        }
+    }
+}
 
 /// The agent of one pod.
 #[derive(Clone)]
@@ -46,16 +82,13 @@ impl Agent {
     pub(crate) async fn greet(mut call: UnixStream, machine: Machine) -> Result<Self, PodError> {
         let line = tokio::select! {
             biased;
-            line = tokio::time::timeout(HELLO_DEADLINE, read_line(&mut call, HELLO_LEN_MAX)) => line,
+            line = read_line(&mut call, HELLO_LEN_MAX) => line,
             sentence = machine.gone() => return Err(Machine::gone_error(&sentence)),
+            why = standstill(&machine, BOOT_STILL_MAX) => return Err(no_answer("call", &why)),
         };
         let line = match line {
-            Ok(Ok(line)) => line,
-            Ok(Err(error)) => return Err(call_broken(&machine, &error.to_string()).await),
-            Err(_) => {
-                let message = format!("the agent in the guest did not call within {HELLO_DEADLINE:?}");
-                return Err(PodError::new(ErrorKind::DeadlineExceeded, message));
-            }
+            Ok(line) => line,
+            Err(error) => return Err(call_broken(&machine, &error.to_string()).await),
         };
         let hello = Hello::parse(&line).map_err(|e| PodError::new(ErrorKind::FailedPrecondition, e.to_string()))?;
         log::debug!("agent {} called", guest_text(hello.agent_version.as_bytes(), HELLO_LEN_MAX));
@@ -67,7 +100,7 @@ impl Agent {
     async fn call<T, F>(
         &self,
         what: &str,
-        deadline: Option<Duration>,
+        patience: Patience,
         rpc: impl FnOnce(AgentClient, context::Context) -> F,
     ) -> Result<T, PodError>
     where
@@ -78,22 +111,19 @@ impl Agent {
             return Err(Machine::gone_error(&sentence));
         }
         let begun = Instant::now();
-        let context = deadline.map_or_else(context::Context::default, context::with_duration);
-        let task = tokio::spawn(rpc(self.client.clone(), context));
+        let task = tokio::spawn(rpc(self.client.clone(), patience.context()));
         let answer = tokio::select! {
             biased;
             answer = task => answer.map_err(|e| PodError::host(format!("the call to {what} was lost"), e))?,
             sentence = self.machine.gone() => return Err(Machine::gone_error(&sentence)),
+            why = patience.end(&self.machine) => return Err(no_answer(what, &why)),
         };
         match answer {
             Ok(answer) => Ok(answer),
             Err(ttrpc::Error::RpcStatus(status)) => Err(agent_error(&status)),
-            Err(_) if deadline.is_some_and(|d| begun.elapsed() >= d) => {
-                let seconds = deadline.unwrap_or_default().as_secs();
-                Err(PodError::new(
-                    ErrorKind::DeadlineExceeded,
-                    format!("the agent in the guest did not {what} within {seconds} s"),
-                ))
+            // The client counts the same time, and may be done with it a moment earlier.
+            Err(_) if matches!(patience, Patience::Within(deadline) if begun.elapsed() >= deadline) => {
+                Err(no_answer(what, &format!("{} s are over", begun.elapsed().as_secs())))
             }
             Err(error) => Err(call_broken(&self.machine, &error.to_string()).await),
         }
@@ -114,36 +144,36 @@ impl Agent {
             ..Default::default()
         };
         let rpc = |client: AgentClient, context| async move { client.configure_pod(context, &request).await };
-        self.call("set up the pod", Some(CALL_DEADLINE), rpc).await.map(drop)
+        self.call("set up the pod", Patience::WhileItMoves, rpc).await.map(drop)
     }
 
     pub(crate) async fn create_container(&self, request: m::CreateContainerRequest) -> Result<u32, PodError> {
         let rpc = |client: AgentClient, context| async move { client.create_container(context, &request).await };
-        self.call("create the container", Some(CREATE_DEADLINE), rpc).await.map(|made| made.pid)
+        self.call("create the container", Patience::WhileItMoves, rpc).await.map(|made| made.pid)
     }
 
     pub(crate) async fn add_exec(&self, request: m::AddExecRequest) -> Result<(), PodError> {
         let rpc = |client: AgentClient, context| async move { client.add_exec(context, &request).await };
-        self.call("register the exec", Some(CALL_DEADLINE), rpc).await.map(drop)
+        self.call("register the exec", Patience::WhileItMoves, rpc).await.map(drop)
     }
 
     pub(crate) async fn start(&self, process: &ProcessId) -> Result<u32, PodError> {
         let request = m::StartRequest { process: wire(process), ..Default::default() };
         let rpc = |client: AgentClient, context| async move { client.start(context, &request).await };
-        self.call("start the process", Some(CREATE_DEADLINE), rpc).await.map(|started| started.pid)
+        self.call("start the process", Patience::WhileItMoves, rpc).await.map(|started| started.pid)
     }
 
     pub(crate) async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<(), PodError> {
         let request = m::SignalRequest { process: wire(process), signal, all, ..Default::default() };
         let rpc = |client: AgentClient, context| async move { client.signal(context, &request).await };
-        self.call("signal the process", Some(CALL_DEADLINE), rpc).await.map(drop)
+        self.call("signal the process", Patience::Within(CALL_DEADLINE), rpc).await.map(drop)
     }
 
     /// Waits for the end of a process, without a deadline.
     pub(crate) async fn wait(&self, process: &ProcessId) -> Result<Exit, PodError> {
         let request = m::WaitRequest { process: wire(process), ..Default::default() };
         let rpc = |client: AgentClient, context| async move { client.wait(context, &request).await };
-        let ended = self.call("wait for the process", None, rpc).await?;
+        let ended = self.call("wait for the process", Patience::ForEver, rpc).await?;
         Ok(Exit { status: ended.exit_status & 0xff, at: SystemTime::now(), oom_killed: ended.oom_killed })
     }
 
@@ -155,19 +185,19 @@ impl Agent {
             ..Default::default()
         };
         let rpc = |client: AgentClient, context| async move { client.resize(context, &request).await };
-        self.call("resize the terminal", Some(CALL_DEADLINE), rpc).await.map(drop)
+        self.call("resize the terminal", Patience::Within(CALL_DEADLINE), rpc).await.map(drop)
     }
 
     pub(crate) async fn delete(&self, process: &ProcessId) -> Result<(), PodError> {
         let request = m::DeleteRequest { process: wire(process), ..Default::default() };
         let rpc = |client: AgentClient, context| async move { client.delete(context, &request).await };
-        self.call("delete the process", Some(CALL_DEADLINE), rpc).await.map(drop)
+        self.call("delete the process", Patience::Within(CALL_DEADLINE), rpc).await.map(drop)
     }
 
     pub(crate) async fn pids(&self, container_id: &str) -> Result<Vec<u32>, PodError> {
         let request = container(container_id);
         let rpc = |client: AgentClient, context| async move { client.pids(context, &request).await };
-        let mut pids = self.call("list the processes", Some(CALL_DEADLINE), rpc).await?.pids;
+        let mut pids = self.call("list the processes", Patience::Within(CALL_DEADLINE), rpc).await?.pids;
         pids.truncate(PIDS_MAX);
         pids.shrink_to_fit();
         Ok(pids)
@@ -176,36 +206,41 @@ impl Agent {
     pub(crate) async fn stats(&self, container_id: &str) -> Result<m::StatsResponse, PodError> {
         let request = container(container_id);
         let rpc = |client: AgentClient, context| async move { client.stats(context, &request).await };
-        self.call("read the statistics", Some(CALL_DEADLINE), rpc).await
+        self.call("read the statistics", Patience::Within(CALL_DEADLINE), rpc).await
     }
 
     pub(crate) async fn update(&self, container_id: &str, oci_resources: Vec<u8>) -> Result<(), PodError> {
         let request = m::UpdateRequest { container_id: container_id.to_owned(), oci_resources, ..Default::default() };
         let rpc = |client: AgentClient, context| async move { client.update(context, &request).await };
-        self.call("change the limits", Some(CALL_DEADLINE), rpc).await.map(drop)
+        self.call("change the limits", Patience::Within(CALL_DEADLINE), rpc).await.map(drop)
     }
 
     pub(crate) async fn pause(&self, container_id: &str) -> Result<(), PodError> {
         let request = container(container_id);
         let rpc = |client: AgentClient, context| async move { client.pause(context, &request).await };
-        self.call("pause the container", Some(CALL_DEADLINE), rpc).await.map(drop)
+        self.call("pause the container", Patience::Within(CALL_DEADLINE), rpc).await.map(drop)
     }
 
     pub(crate) async fn resume(&self, container_id: &str) -> Result<(), PodError> {
         let request = container(container_id);
         let rpc = |client: AgentClient, context| async move { client.resume(context, &request).await };
-        self.call("resume the container", Some(CALL_DEADLINE), rpc).await.map(drop)
+        self.call("resume the container", Patience::Within(CALL_DEADLINE), rpc).await.map(drop)
     }
 
     pub(crate) async fn describe(&self) -> Result<m::DescribeResponse, PodError> {
         let rpc = |client: AgentClient, context| async move { client.describe(context, &m::Empty::new()).await };
-        self.call("describe the guest", Some(CALL_DEADLINE), rpc).await
+        self.call("describe the guest", Patience::Within(CALL_DEADLINE), rpc).await
     }
 
     pub(crate) async fn power_off(&self) -> Result<(), PodError> {
         let rpc = |client: AgentClient, context| async move { client.power_off(context, &m::Empty::new()).await };
-        self.call("switch the machine off", Some(POWER_OFF_DEADLINE), rpc).await.map(drop)
+        self.call("switch the machine off", Patience::Within(POWER_OFF_DEADLINE), rpc).await.map(drop)
     }
+}
+
+/// The agent does not do what it was asked to.
+fn no_answer(what: &str, why: &str) -> PodError {
+    PodError::new(ErrorKind::DeadlineExceeded, format!("the agent in the guest did not {what}: {why}"))
 }
 
 /// The agent's connection broke: usually because the machine is ending, which then tells the better story. If it is not, it is of no use any more.

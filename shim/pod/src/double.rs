@@ -35,6 +35,8 @@ use crate::{
 pub(crate) struct Script {
     /// What is said instead of the right hello; `Some(vec![])` is silence.
     pub hello: Option<Vec<u8>>,
+    /// So many reports, each of which shows a machine that has moved, come before the hello.
+    pub moves_before_hello: u64,
     /// The machine ends so, instead of a hello.
     pub ends: Option<Ending>,
     /// What the console shows.
@@ -153,6 +155,10 @@ async fn live(double: Double, ends: MachineEnds) {
     std::fs::File::from(console).write_all(double.script.console.as_bytes()).expect("room in the pipe");
     if let Some(ending) = double.script.ends.clone() {
         return say(&mut control, &FromMachine::Ended(ending)).await;
+    }
+    for step in 0..double.script.moves_before_hello {
+        assert_eq!(hear(&mut control).await, Some(ToMachine::Report));
+        say(&mut control, &FromMachine::Report(Report { memory_touched_bytes: step, ..Report::default() })).await;
     }
     let mut call = stream(call);
     let hello = double.script.hello.clone().unwrap_or_else(|| Hello::ours("0.0.0-double").to_line().into_bytes());

@@ -47,6 +47,7 @@ mod mount_options;
 mod namespaces;
 mod pod;
 mod process;
+mod progress;
 mod record;
 mod refusals;
 pub mod setting;

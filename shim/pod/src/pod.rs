@@ -79,7 +79,7 @@ impl Pod {
             agent: acquired.agent.clone().expect(expect),
             machine: machine.clone(),
             share: acquired.share.clone().expect(expect),
-            streams: StreamDoor::new(state),
+            streams: StreamDoor::new(state, machine.clone()),
             host_pids: HostPids::of_machine(machine.pid()),
             console: acquired.console.clone(),
             marks,

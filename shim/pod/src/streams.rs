@@ -6,7 +6,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use agent_protocol::{NO_STREAM, STREAM_PORT, messages::Stdio, stream_header};
@@ -17,11 +16,11 @@ use tokio::{
 
 use crate::{
     ErrorKind, PodError, ProcessStreams, StdioWanted,
+    machine::Machine,
+    progress::{CALL_STILL_MAX, standstill},
     state_dir::{StateDir, VSOCK_SOCKET},
 };
 
-/// How long the guest may take to accept a stream.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest `OK <port>` line.
 const ANSWER_LEN_MAX: usize = 32;
 
@@ -29,13 +28,14 @@ const ANSWER_LEN_MAX: usize = 32;
 #[derive(Debug)]
 pub(crate) struct StreamDoor {
     state: Arc<StateDir>,
+    machine: Machine,
     next: AtomicU64,
 }
 
 impl StreamDoor {
     /// The door of the pod with this state folder.
-    pub(crate) fn new(state: Arc<StateDir>) -> Self {
-        Self { state, next: AtomicU64::new(NO_STREAM + 1) }
+    pub(crate) fn new(state: Arc<StateDir>, machine: Machine) -> Self {
+        Self { state, machine, next: AtomicU64::new(NO_STREAM + 1) }
     }
 
     /// Connects the streams that a process wants, side by side: our ends, and their numbers for the agent.
@@ -56,8 +56,12 @@ impl StreamDoor {
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let socket = self.state.short_path(VSOCK_SOCKET);
-        let connected = tokio::time::timeout(CONNECT_DEADLINE, connect(socket, number)).await;
-        let connected = connected.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut)));
+        let connected = tokio::select! {
+            biased;
+            connected = connect(socket, number) => connected,
+            sentence = self.machine.gone() => return Err(Machine::gone_error(&sentence)),
+            why = standstill(&self.machine, CALL_STILL_MAX) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, why)),
+        };
         let stream = connected.and_then(UnixStream::into_std).map_err(|source| PodError {
             kind: ErrorKind::Unavailable,
             message: format!("cannot connect a stdio stream to the guest (vsock port {STREAM_PORT}): {source}"),

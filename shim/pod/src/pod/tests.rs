@@ -373,12 +373,34 @@ async fn launches_that_fail_say_why_and_leave_nothing() {
 }
 
 #[tokio::test]
-async fn a_guest_that_never_calls_has_a_deadline() {
+async fn a_guest_on_a_busy_host_is_waited_for_as_long_as_it_moves() {
+    let begun = Instant::now();
+    let stage = Stage::new(Script { moves_before_hello: 60, ..Script::default() });
+    let pod = stage.launch().await.expect("launched");
+    assert!(begun.elapsed() > Duration::from_secs(1), "longer than a guest that stands still gets");
+    pod.stop().await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_container_that_is_never_made_is_given_up_when_nothing_moves() {
+    let (stage, pod) = pod().await;
+    let hanging = pod.create_container(container("c1", &["hang"], StdioWanted::default())).await;
+    let error = hanging.expect_err("never answered");
+    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+    assert!(error.message.contains("did not create the container: nothing moves"), "{}", error.message);
+    pod.stop().await.expect("stopped");
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_guest_that_never_calls_is_given_up() {
     let stage = Stage::new(Script { hello: Some(vec![]), console: "waiting for root device\n", ..Script::default() });
     let error = stage.launch().await.expect_err("silence");
     assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
     assert!(
-        error.message.contains("did not call within 700ms") && error.message.contains("waiting for root device"),
+        error.message.contains("did not call: nothing moves in the machine")
+            && error.message.contains("waiting for root device"),
         "{}",
         error.message
     );

@@ -42,8 +42,9 @@ const REQUEST_QUEUES: u32 = 1;
 const QUEUE_SIZE: u16 = 256;
 /// What our file server offers; a server that does not is refused at activation.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
-/// How long the server may take to answer. It may still be starting, on a busy host.
-const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How long the server may take to answer: only a server that hangs is meant. One that still starts on a busy host is waited for, and whoever
+/// started the machine sees that it stands still.
+const ANSWER_TIME: Duration = Duration::from_secs(120);
 
 /// A file system device whose files are another process's.
 pub struct VhostUserFs {
