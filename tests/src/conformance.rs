@@ -7,12 +7,14 @@
 //! dates and no times, so that the same behaviour makes the same text.
 //!
 //! [`task`] drives a shim as containerd's task layer does: the start protocol, the Task service, and a listener for events.
+//! [`pods`] drives containerd's CRI socket as the kubelet does.
 
 mod bundle;
 mod case;
 mod container;
 mod events;
 mod fifo;
+pub mod pods;
 mod shim;
 mod subject;
 mod suite;
@@ -30,5 +32,5 @@ pub use suite::{Options, Report, run};
 
 /// Every case, in the order of the table.
 pub fn cases() -> Vec<Case> {
-    task::cases()
+    [task::cases(), pods::cases()].into_iter().flatten().collect()
 }

@@ -174,6 +174,13 @@ impl Template {
         self
     }
 
+    /// Adds to the environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.config.envs.push(v1::KeyValue { key: name.to_owned(), value: value.into() });
+        self
+    }
+
     /// Adds a file or folder of the host.
     #[must_use]
     pub fn mount(mut self, host: &Path, inside: &str, readonly: bool) -> Self {

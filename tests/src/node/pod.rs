@@ -93,7 +93,7 @@ impl<'n> Pod<'n> {
     ///
     /// # Errors
     /// What the runtime said.
-    pub fn remove(self) -> Answer<()> {
+    pub fn remove(&self) -> Answer<()> {
         self.stop()?;
         self.remove_stopped()
     }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use tests::{
     containerd::{RUNC, RUNTIME},
-    node::{Container, Node, Pod, Template},
+    node::{Node, Pod, Template},
 };
 
 use crate::{figure::Figure, idle, memory};
@@ -67,16 +67,11 @@ fn measure(node: &Node, runtime: &str, times: &mut Times) -> anyhow::Result<()> 
         times.exec.push(clock.elapsed().as_secs_f64());
     }
     let clock = Instant::now();
-    stop(&container)?;
-    drop(container);
+    // It ends when told, so the grace is nothing that anybody waits for.
+    container.stop(30)?;
     pod.remove()?;
     times.stop.push(clock.elapsed().as_secs_f64());
     Ok(())
-}
-
-/// The container ends when told, so the grace is nothing that anybody waits for.
-fn stop(container: &Container) -> anyhow::Result<()> {
-    Ok(container.stop(30)?)
 }
 
 /// From the moment at which all were asked for until each one's process runs.
