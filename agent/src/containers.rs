@@ -40,6 +40,17 @@ impl std::fmt::Display for ProcessName {
     }
 }
 
+/// In whose pid namespace a container is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PidsOf {
+    /// One of its own.
+    Itself,
+    /// That of a container, which must not have ended.
+    Container(String),
+    /// One of the pod's that is no container's.
+    Pod,
+}
+
 /// What a deleted process was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deleted {
@@ -65,13 +76,11 @@ impl Containers {
     }
 
     /// Makes a container and answers with the pid of its first process.
-    ///
-    /// With `pids_of` it joins the pid namespace of that container, which must run.
     pub async fn create(
         &self,
         id: String,
         spec: Box<Spec>,
-        pids_of: String,
+        pids_of: PidsOf,
         stdio: StdioRequest,
     ) -> Result<u32, Refusal> {
         self.ask(|reply| Event::Create { id, spec, pids_of, stdio, reply }).await

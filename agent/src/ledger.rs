@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use self::entry::{Entry, Row};
 use crate::{
-    containers::{Deleted, ProcessName, Reply},
+    containers::{Deleted, PidsOf, ProcessName, Reply},
     launch::{Launched, Launcher, StdioRequest},
     process::{Exit, State},
     refusal::Refusal,
@@ -35,7 +35,7 @@ pub enum Event {
     Create {
         id: String,
         spec: Box<Spec>,
-        pids_of: String,
+        pids_of: PidsOf,
         stdio: StdioRequest,
         reply: Reply<u32>,
     },

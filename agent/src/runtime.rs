@@ -49,6 +49,8 @@ pub struct Spawned {
 pub struct Shared {
     /// The container whose pid namespace it joins.
     pub pids_of: Option<Arc<dyn Container>>,
+    /// Whether it joins a pid namespace of the pod's that is no container's.
+    pub pids_of_pod: bool,
 }
 
 /// Makes containers.

@@ -16,7 +16,7 @@ use ttrpc::r#async::TtrpcContext;
 use crate::{
     call::Farewell,
     configure::{Configuration, ConfigureError},
-    containers::{Containers, ProcessName},
+    containers::{Containers, PidsOf, ProcessName},
     describe::describe,
     home::Home,
     launch::{Launcher, StdioRequest},
@@ -118,7 +118,8 @@ impl Agent for Service {
         let spec: Spec = from_slice(&request.oci_spec).map_err(|error| Refusal::invalid("config.json", error))?;
         let stdio = stdio(&request.stdio, request.columns, request.rows)?;
         self.size_shared_memory(request.shared_memory_bytes).await?;
-        let pid = self.containers.create(request.container_id, Box::new(spec), request.pids_of, stdio).await?;
+        let pids_of = pids_of(request.pids_of, request.pids_of_pod)?;
+        let pid = self.containers.create(request.container_id, Box::new(spec), pids_of, stdio).await?;
         Ok(m::CreateContainerResponse { pid, ..Default::default() })
     }
 
@@ -212,6 +213,15 @@ fn name(process: MessageField<m::ProcessId>) -> Result<ProcessName, Refusal> {
         return Err(Refusal::invalid("a process without a container id", "name its container"));
     }
     Ok(ProcessName { container: process.container_id, exec: process.exec_id })
+}
+
+fn pids_of(container: String, pod: bool) -> Result<PidsOf, Refusal> {
+    match (container.is_empty(), pod) {
+        (true, false) => Ok(PidsOf::Itself),
+        (true, true) => Ok(PidsOf::Pod),
+        (false, false) => Ok(PidsOf::Container(container)),
+        (false, true) => Err(Refusal::invalid("the pid namespace", "it is the pod's or a container's, not both")),
+    }
 }
 
 fn stdio(stdio: &m::Stdio, columns: u32, rows: u32) -> Result<StdioRequest, Refusal> {

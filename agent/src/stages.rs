@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, pidfd_se
 
 use crate::{
     birth::Birth,
-    refusal::{CREATE, EXEC, Refusal, with_sources},
+    refusal::{CREATE, EXEC, Refusal, Source, with_sources},
     runtime::{Container, ProcessStdio, Runtime, Shared, Size, Spawned},
 };
 
@@ -29,6 +29,8 @@ use crate::{
 pub struct Stages {
     guest: Arc<GuestFacts>,
     spare: Arc<Spare>,
+    /// The pod's pid namespace that is no container's, once somebody has joined it. It lasts as long as the machine.
+    pod_pids: Mutex<Option<OwnedFd>>,
 }
 
 /// At most one stage that waits for its order.
@@ -55,7 +57,8 @@ impl Stages {
 
     /// For a guest with these facts, and a program that begins with [`container::stage_main_if_asked`].
     pub fn with(guest: GuestFacts, program: PathBuf) -> Self {
-        Self { guest: Arc::new(guest), spare: Arc::new(Spare { program, stage: Mutex::new(None) }) }
+        let spare = Arc::new(Spare { program, stage: Mutex::new(None) });
+        Self { guest: Arc::new(guest), spare, pod_pids: Mutex::new(None) }
     }
 }
 
@@ -94,7 +97,11 @@ impl Runtime for Stages {
         let what = || format!("container {id:?}");
         let mut plan = plan(id, spec, &self.guest).map_err(|error| of_plan(&what(), error))?;
         // Held until the newborn is in it; the stage, another process, opens it by our name for it.
-        let pids = shared.pids_of.as_ref().map(|target| target.pid_namespace()).transpose()?;
+        let pids = match &shared.pids_of {
+            Some(target) => Some(target.pid_namespace()?),
+            None if shared.pids_of_pod => Some(self.pids_of_pod()?),
+            None => None,
+        };
         if let Some(pids) = &pids {
             plan.join_pid_namespace(format!("/proc/{}/fd/{}", std::process::id(), pids.as_raw_fd()).into());
         }
@@ -123,6 +130,16 @@ impl Runtime for Stages {
 }
 
 impl Stages {
+    fn pids_of_pod(&self) -> Result<OwnedFd, Refusal> {
+        let failed = |error: Source| Refusal::failed("make a pid namespace for the pod", error);
+        let mut held = self.pod_pids.lock().expect("no code panics while it holds this lock");
+        if held.is_none() {
+            let made = self.spare.take()?.hold_pids().map_err(|error| failed(error.into()))?;
+            *held = Some(made);
+        }
+        held.as_ref().expect("just made").try_clone().map_err(|error| failed(error.into()))
+    }
+
     fn make(&self, plan: &ContainerPlan, cgroup: &Cgroup, stdio: ProcessStdio) -> Result<Created, Refusal> {
         let what = || format!("container {:?}", plan.id);
         cgroup.apply(&plan.cgroup.limits).map_err(|error| of_cgroup(&what(), error))?;

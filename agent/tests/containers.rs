@@ -270,3 +270,31 @@ async fn needs_root_a_container_joins_the_processes_of_another_and_ends_alone() 
     assert_eq!(code(refused), Code::FAILED_PRECONDITION);
     host.delete(id, "").await.unwrap();
 }
+
+#[tokio::test]
+async fn needs_root_a_pod_without_a_first_container_shares_processes_all_the_same() {
+    let Some(machine) = Machine::new("podpids") else { return };
+    let (host, one, two) = (&machine.host, format!("{}-1", machine.id), format!("{}-2", machine.id));
+    let create = async |id: &String, script: &str, stdout: u64| {
+        let request = m::CreateContainerRequest {
+            container_id: id.clone(),
+            oci_spec: machine.spec(script, false),
+            stdio: MessageField::some(m::Stdio { stdout, ..Default::default() }),
+            pids_of_pod: true,
+            ..Default::default()
+        };
+        host.client.create_container(soon(), &request).await.unwrap();
+        host.start(id, "").await.unwrap();
+    };
+    create(&one, "exec sleep 1000", 0).await;
+    let screen = host.connect(2);
+    // The orphan ends as a child of the namespace's first process; were nobody to reap it, it would be shown.
+    create(&two, "sh -c 'sleep 0 &'; sleep 1; ps -o pid,stat,args; exit 3", 2).await;
+    assert_eq!(host.status(&two, "").await, 3);
+    let shown = String::from_utf8(read_all(screen).await.unwrap()).unwrap();
+    assert!(shown.contains("sleep 1000") && !shown.contains(" Z "), "{shown}");
+    host.delete(&two, "").await.unwrap();
+    host.signal(&one, "", 9).await.unwrap();
+    assert_eq!(host.status(&one, "").await, 137);
+    host.delete(&one, "").await.unwrap();
+}

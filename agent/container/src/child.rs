@@ -18,7 +18,10 @@ use crate::sys::{self, Sibling};
 use crate::wire::{self, Birth, Order, Report, Role};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space,
+    move_into_thread_name_spaces,
+};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -211,6 +214,12 @@ fn report(socket: &OwnedFd, failure: Failure) -> io::Result<()> {
     Report::Failed(failure).send(socket.as_fd(), None)
 }
 
+const NO_CAPABILITIES: CapabilitySets = CapabilitySets {
+    effective: CapabilitySet::empty(),
+    permitted: CapabilitySet::empty(),
+    inheritable: CapabilitySet::empty(),
+};
+
 /// What the steps leave for one another.
 struct Newborn {
     socket: OwnedFd,
@@ -281,6 +290,7 @@ impl Newborn {
             Step::Identity(identity) => self.become_user(identity),
             Step::FindProgram { args, env, uid } => self.find_program(args, env, *uid),
             Step::Gate => self.wait_at_gate(),
+            Step::HoldPids => self.hold_pids(),
             Step::Execute { filter, drop_to } => Err(self.execute(filter.as_ref(), drop_to.as_ref())),
         }
     }
@@ -292,6 +302,16 @@ impl Newborn {
     fn write_proc(&self, path: &str, value: &str) -> Result<(), StepError> {
         let proc = self.proc.as_ref().ok_or_else(|| StepError::because("there is no procfs yet"))?;
         Ok(proc.write(path, value)?)
+    }
+
+    /// A process that ignores the ends of its children has none to reap: the kernel reaps them, and also the orphans that it is given
+    /// (kernel/exit.c, reparent_leader).
+    fn hold_pids(&mut self) -> Result<(), StepError> {
+        sys::ignore_ends_of_children();
+        rustix::thread::set_capabilities(None, NO_CAPABILITIES)?;
+        rustix::thread::set_no_new_privs(true)?;
+        Report::Ready.send(self.socket.as_fd(), None)?;
+        sys::sleep_until_killed()
     }
 
     fn wait_at_gate(&mut self) -> Result<(), StepError> {

@@ -183,6 +183,20 @@ impl Stage {
         self.make(&order, plan.terminal, &along, stdio)
     }
 
+    /// Becomes the first process of a new pid namespace, which is returned: it does nothing but let the orphans in there be reaped, and lasts
+    /// until it is killed. It is a child of the process that prepared the stage.
+    ///
+    /// # Errors
+    /// As [`Stage::create`].
+    pub fn hold_pids(self) -> Result<OwnedFd, StageError> {
+        let birth = Birth { new: vec![Namespace::Pid], ..Birth::default() };
+        Order { birth, steps: vec![Step::HoldPids] }.send(self.socket.as_fd(), &[]).map_err(talk)?;
+        let holder = Birthing { socket: self.socket, stage: self.pidfd, born: None, ready: None }.wait()?;
+        // It has not been reaped, so this is its own.
+        let namespace = std::fs::File::open(format!("/proc/{}/ns/pid", holder.pid)).map_err(talk)?;
+        Ok(namespace.into())
+    }
+
     fn make(
         self,
         order: &Order,

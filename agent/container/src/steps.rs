@@ -62,6 +62,8 @@ pub enum Step {
     FindProgram { args: Vec<String>, env: Vec<String>, uid: u32 },
     /// Waits for Start.
     Gate,
+    /// Is the first process of a pid namespace, and nothing else, until it is killed.
+    HoldPids,
     /// System call filter, capabilities that were only there to install it, and execve.
     Execute { filter: Option<Program>, drop_to: Option<CapabilitySets> },
 }
@@ -105,6 +107,7 @@ impl Step {
             Self::Identity(_) => "become the user",
             Self::FindProgram { .. } => "find the program",
             Self::Gate => "wait to be started",
+            Self::HoldPids => "hold a pid namespace",
             Self::Execute { .. } => "execute the program",
         }
     }

@@ -143,6 +143,32 @@ pub fn reset_signals() {
     }
 }
 
+/// Lets the kernel reap every child of this process, now and later.
+pub fn ignore_ends_of_children() {
+    /// As in [`reset_signals`]: SIG_IGN and nothing else.
+    const IGNORE: [u64; 4] = [1, 0, 0, 0];
+    // SAFETY: the kernel reads 32 bytes of IGNORE and writes nothing; SIG_IGN runs no code of ours.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            libc::SIGCHLD,
+            IGNORE.as_ptr(),
+            std::ptr::null_mut::<u64>(),
+            size_of::<u64>(),
+        );
+    }
+}
+
+/// Does nothing for ever, and has nothing open that anybody could wait for.
+pub fn sleep_until_killed() -> ! {
+    // SAFETY: this process uses no descriptor any more, and never returns to whoever owns one.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
+    loop {
+        // SAFETY: pause touches no memory.
+        unsafe { libc::pause() };
+    }
+}
+
 /// setrlimit(2) by number, for kinds that bindings may not name.
 pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     birth::{BIRTHS_MAX, Birth},
-    containers::{ProcessName, Reply},
+    containers::{PidsOf, ProcessName, Reply},
     launch::{Exec, Launched, StdioRequest},
     process::{Event as Step, State},
     refusal::Refusal,
@@ -23,8 +23,7 @@ use crate::{
 /// A container to make.
 pub(super) struct Wanted {
     pub spec: Box<Spec>,
-    /// The container whose pid namespace it joins, or nothing.
-    pub pids_of: String,
+    pub pids_of: PidsOf,
     pub stdio: StdioRequest,
 }
 
@@ -53,16 +52,18 @@ impl Ledger {
     }
 
     /// A namespace whose first process has not started yet takes others in all the same; one whose first process has ended takes nobody.
-    fn shared_with(&mut self, pids_of: &str) -> Result<Shared, Refusal> {
-        if pids_of.is_empty() {
-            return Ok(Shared::default());
-        }
+    fn shared_with(&mut self, pids: &PidsOf) -> Result<Shared, Refusal> {
+        let pids_of = match pids {
+            PidsOf::Itself => return Ok(Shared::default()),
+            PidsOf::Pod => return Ok(Shared { pids_of_pod: true, ..Shared::default() }),
+            PidsOf::Container(id) => id,
+        };
         let target = self.find(pids_of)?;
         if self.row(pids_of)?.first.state.exit().is_some() {
             let hint = "a container can join the processes of a running one only";
             return Err(wrong_state(format!("container {pids_of:?}"), "stopped", hint));
         }
-        Ok(Shared { pids_of: Some(target) })
+        Ok(Shared { pids_of: Some(target), pids_of_pod: false })
     }
 
     pub(super) fn check_new(&self, id: &str) -> Result<(), Refusal> {

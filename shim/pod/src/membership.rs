@@ -41,6 +41,13 @@ impl Membership {
     }
 }
 
+impl Membership {
+    /// Is this the id of the sandbox that the container belongs to?
+    pub(crate) fn is_sandbox(&self, id: &str) -> bool {
+        matches!(self, Self::Member { sandbox } if sandbox == id)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -6,7 +6,7 @@ use agent_protocol::messages::{AddExecRequest, CreateContainerRequest};
 
 use super::{Pod, detached};
 use crate::{
-    ContainerSpec, ExecSpec, PodError, ProcessId, ProcessStreams,
+    ContainerSpec, ErrorKind, ExecSpec, PodError, ProcessId, ProcessStreams,
     agent::wire,
     container::Event,
     ids::check_id,
@@ -48,13 +48,17 @@ impl Pod {
         }
         let ((), (streams, stdio)) =
             tokio::try_join!(self.shared.share.add(translation.storage), self.shared.streams.open(container.stdio))?;
+        let pids_of = translation.pids_of.unwrap_or_default();
+        let pids_of_pod = translation.membership.is_sandbox(&pids_of)
+            && self.look(&ProcessId::first(&pids_of)).await.is_err_and(|error| error.kind == ErrorKind::NotFound);
         let request = CreateContainerRequest {
             container_id: container.id.clone(),
             oci_spec,
             stdio: protobuf::MessageField::some(stdio),
             columns: columns.into(),
             rows: rows.into(),
-            pids_of: translation.pids_of.unwrap_or_default(),
+            pids_of: if pids_of_pod { String::new() } else { pids_of },
+            pids_of_pod,
             shared_memory_bytes,
             ..Default::default()
         };
