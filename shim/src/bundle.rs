@@ -31,6 +31,25 @@ pub fn sandbox_id(bundle: &Path) -> Option<String> {
     SANDBOX_ID_ANNOTATIONS.iter().find_map(|name| annotations.remove(*name)).filter(|id| !id.is_empty())
 }
 
+/// What the bundle's container asks of the host itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Demands {
+    /// `linux.cgroupsPath`.
+    pub cgroups_path: Option<String>,
+    /// `process.oomScoreAdj`.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// What the bundle's container asks of the host itself; a broken file asks for nothing here.
+pub fn demands(bundle: &Path) -> Demands {
+    let parsed = read(bundle).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    let Some(config) = parsed else { return Demands::default() };
+    Demands {
+        cgroups_path: config["linux"]["cgroupsPath"].as_str().map(str::to_owned),
+        oom_score_adj: config["process"]["oomScoreAdj"].as_i64().and_then(|value| i32::try_from(value).ok()),
+    }
+}
+
 /// Whether the bundle has a configuration, sound or not. A sandbox's has none: containerd's sandbox service tells by calls what it wants.
 pub fn has_spec(bundle: &Path) -> bool {
     config_path(bundle).exists()
@@ -95,6 +114,15 @@ mod tests {
         assert_eq!(sandbox_id(bundle_with(r#"{"ociVersion":"1.0.2"}"#).path()), None);
         assert_eq!(sandbox_id(bundle_with("{ broken").path()), None);
         assert_eq!(sandbox_id(Path::new("/nowhere")), None);
+    }
+
+    #[test]
+    fn what_is_asked_of_the_host_is_read_and_a_broken_file_asks_for_nothing() {
+        let bundle = bundle_with(r#"{"process":{"oomScoreAdj":-998},"linux":{"cgroupsPath":"/default/c1"}}"#);
+        let asked = Demands { cgroups_path: Some("/default/c1".into()), oom_score_adj: Some(-998) };
+        assert_eq!(demands(bundle.path()), asked);
+        assert_eq!(demands(bundle_with("{ broken").path()), Demands::default());
+        assert_eq!(demands(bundle_with(r#"{"linux":[1]}"#).path()), Demands::default());
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::{
     listener,
     logfile::LogFile,
     machine::{Launched, Machine},
+    pod_cgroup,
     pod_request::PodRequest,
     publisher::Publisher,
     sandbox_service::SandboxService,
@@ -89,6 +90,8 @@ impl Starter {
 fn serve(arguments: &Arguments, listener: UnixListener, starter: &mut Starter) -> Result<(), DaemonError> {
     let bundle = arguments.bundle_dir().map_err(DaemonError::Bundle)?;
     let group = Group::of(arguments, &bundle)?;
+    let bound = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
+    let group = Group { socket: bound.unwrap_or_else(|| group.socket.clone()), ..group };
     LogFile::install(&bundle, &arguments.namespace, &arguments.id, arguments.debug);
     // Out of the session and process group of `start`, which end with it.
     let _ = rustix::process::setsid();
@@ -98,7 +101,13 @@ fn serve(arguments: &Arguments, listener: UnixListener, starter: &mut Starter) -
         .thread_stack_size(BLOCKING_STACK_LEN)
         .build()
         .map_err(DaemonError::Runtime)?;
-    let outcome = runtime.block_on(serve_pod(arguments, &bundle, group, listener, starter));
+    let cgroup = pod_cgroup::inherited(&group, &bundle);
+    let outcome = runtime.block_on(async {
+        let outcome = serve_pod(arguments, &bundle, group.clone(), listener, starter).await;
+        let _lock = cgroup.as_ref().map(|_| group.lock());
+        cgroup.iter().for_each(|cgroup| pod_cgroup::leave(&group, cgroup));
+        outcome
+    });
     runtime.shutdown_background();
     outcome
 }
@@ -111,8 +120,6 @@ async fn serve_pod(
     starter: &mut Starter,
 ) -> Result<(), DaemonError> {
     let publisher = Publisher::start(ttrpc_address(), arguments.namespace.clone());
-    let bound = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned));
-    let group = Group { socket: bound.unwrap_or_else(|| group.socket.clone()), ..group };
     let containers = Containers::new(machine(bundle, &group), publisher.clone());
     let service = TaskService::new(Arc::clone(&containers), group);
     let sandbox = SandboxService::new(Arc::clone(&containers), service.ending().clone());

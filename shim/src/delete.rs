@@ -23,6 +23,7 @@ use containerd_shim_protos::{
     TaskClient,
     api::{ConnectRequest, DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest},
 };
+use pod::ErrorKind;
 use protobuf::Message;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -35,6 +36,7 @@ use crate::{
     arguments::{ArgumentError, Arguments},
     containers::KILLED_STATUS,
     group::Group,
+    pod_cgroup,
     refusal::Refusal,
     timestamp,
 };
@@ -129,8 +131,11 @@ fn kill_peer(daemon: &UnixStream) {
 }
 
 fn clean_up(group: &Group) -> Result<(), DeleteError> {
+    let undone = pod::clean_up(&group.state_dir).map_err(Refusal::from);
+    // After the processes that the record names: what is left inside the cgroup now is nobody's.
+    let removed = pod_cgroup::clean_up(group).map_err(|left| Refusal::new(ErrorKind::Internal, left));
     group.remove_socket(false);
-    pod::clean_up(&group.state_dir).map_err(|error| DeleteError::CleanUp(group.id.clone(), error.into()))
+    undone.and(removed).map_err(|refusal| DeleteError::CleanUp(group.id.clone(), refusal))
 }
 
 fn unmount_rootfs(bundle: &Path) {

@@ -64,6 +64,11 @@ impl Group {
         format!("unix://{}", self.socket.display())
     }
 
+    /// Where the record of the pod's cgroup on the host is: beside the socket.
+    pub fn cgroup_record(&self) -> PathBuf {
+        self.socket.with_extension("cgroup")
+    }
+
     /// Takes the lock that orders the starts and deletes of all groups, making the socket folder if need be.
     /// It is held for moments only, and the kernel lets go of it when the process ends.
     ///
@@ -95,6 +100,11 @@ impl Group {
         if ours || UnixStream::connect(&self.socket).is_err() {
             let _ = fs::remove_file(&self.socket);
         }
+        self.remove_folder();
+    }
+
+    /// Removes our folder of sockets if nothing is in it any more. Hold the lock.
+    pub fn remove_folder(&self) {
         if let Some(folder) = self.socket.parent().filter(|folder| folder.ends_with(SOCKET_DIR)) {
             let _ = fs::remove_dir(folder);
         }

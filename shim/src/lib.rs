@@ -39,6 +39,7 @@ mod lock;
 pub mod logfile;
 pub mod machine;
 pub mod metrics;
+pub mod pod_cgroup;
 pub mod pod_request;
 pub mod publisher;
 pub mod refusal;

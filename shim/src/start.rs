@@ -15,10 +15,13 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use pod::host_cgroup::HostCgroup;
+
 use crate::{
     arguments::{ArgumentError, Arguments},
     bootstrap::{Bootstrap, read_input},
     group::Group,
+    pod_cgroup,
 };
 
 /// What the daemon says when it serves.
@@ -44,6 +47,9 @@ pub enum StartError {
     /// The socket itself.
     #[error("cannot bind the shim's socket {0}")]
     Bind(String, #[source] io::Error),
+    /// The record of the pod's cgroup.
+    #[error("cannot write {0}, which says how to undo the pod's cgroup")]
+    CgroupRecord(String, #[source] io::Error),
     /// The daemon's process.
     #[error("cannot start the shim's daemon from {0}")]
     Spawn(String, #[source] io::Error),
@@ -91,6 +97,10 @@ fn take_back(mut daemon: Child, group: &Group) {
     if let Err(error) = pod::clean_up(&group.state_dir) {
         eprintln!("{error}");
     }
+    let _lock = group.lock();
+    if let Some(cgroup) = HostCgroup::read_record(&group.cgroup_record()) {
+        pod_cgroup::leave(group, &cgroup);
+    }
 }
 
 /// The daemon, if it was not there before.
@@ -109,9 +119,23 @@ fn find_or_spawn(group: &Group, bootstrap: &Bootstrap, bundle: &Path) -> Result<
         return Err(StartError::PodGone(group.id.clone()));
     }
     let listener = bind(&group.socket).map_err(|error| StartError::Bind(socket, error))?;
-    spawn(bootstrap, bundle, listener).map(Some).inspect_err(|_| {
+    born_in_its_cgroup(group, bootstrap, bundle, listener).map(Some).inspect_err(|_| {
         let _ = fs::remove_file(&group.socket);
     })
+}
+
+// From here on this process is inside too; it ends soon, or leaves when the daemon does not come to be.
+fn born_in_its_cgroup(
+    group: &Group,
+    bootstrap: &Bootstrap,
+    bundle: &Path,
+    listener: UnixListener,
+) -> Result<Child, StartError> {
+    let record = || group.cgroup_record().display().to_string();
+    let cgroup = pod_cgroup::enter(group, bundle, bootstrap.shim_cgroup.as_deref())
+        .map_err(|error| StartError::CgroupRecord(record(), error))?;
+    spawn(bootstrap, bundle, listener)
+        .inspect_err(|_| cgroup.iter().for_each(|cgroup| pod_cgroup::leave(group, cgroup)))
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {

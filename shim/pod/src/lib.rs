@@ -6,7 +6,8 @@
 //! - [`PodSpec`] says what pod to make; [`Pod::launch`] makes it, writing each acquisition into the record before it happens.
 //! - [`Pod`] is a cheap handle to the one task that owns the pod's state; every method sends it a message.
 //! - [`ProcessStreams`] are the host's ends of a process's stdio.
-//! - [`sizing`] says how large a machine a container asks for.
+//! - [`host_cgroup`] puts the pod where its cost is counted.
+//! - [`Configuration`] is what the operator says, [`annotations`] what a pod's author may ask for; [`sizing`] makes a machine's size of both.
 //! - [`clean_up`] undoes what a dead owner left behind.
 //!
 //! # Who owns what
@@ -34,6 +35,7 @@ mod console;
 mod container;
 mod error;
 mod host;
+pub mod host_cgroup;
 mod host_pids;
 mod ids;
 mod installation;

@@ -22,7 +22,7 @@ use std::{io, os::fd::OwnedFd, path::Path, sync::mpsc, time::Duration};
 
 use tokio::sync::oneshot;
 
-pub(crate) use self::mounting::parse_mounts;
+pub(crate) use self::mounting::{parse_mounts, unescape};
 use self::tree::Tree;
 use crate::{ErrorKind, PodError, process::Spawned, record::Carried, share_server, storage::StoragePlan};
 
