@@ -26,6 +26,7 @@ pub mod configure;
 pub mod containers;
 pub mod describe;
 pub mod home;
+pub mod idle;
 pub mod journal;
 pub mod launch;
 pub mod ledger;

@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use agent::{
-    boot, call, home::Home, journal, refusal::with_sources, runtime::Runtime, service::Service, stages::Stages,
+    boot, call, home::Home, idle, journal, refusal::with_sources, runtime::Runtime, service::Service, stages::Stages,
 };
 
 /// Blocking threads: a create, a few execs, stats of several containers. Kills need none.
@@ -58,7 +58,10 @@ async fn serve(call: call::Call) -> anyhow::Result<()> {
     let stages = Arc::new(Stages::new()?);
     let service = Service::start(Home::machine(), stages.clone())?;
     // While the host reads our hello.
-    tokio::task::spawn_blocking(move || stages.warm_up());
+    tokio::task::spawn_blocking(move || {
+        stages.warm_up();
+        idle::let_the_kernel_rest();
+    });
     let accepting = service.streams().accept_from(call.streams);
     tokio::spawn(async move {
         if let Err(error) = accepting.await {
