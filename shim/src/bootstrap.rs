@@ -8,21 +8,15 @@
 //!
 //! What cannot be parsed is no reason to fail: the flags say enough. The answer mirrors what was asked.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
-use containerd_shim_protos::{
-    bootstrap_api::{BootstrapParams, BootstrapResult},
-    shim::oci::Options,
-    types::introspection::{RuntimeInfo, RuntimeVersion},
-};
-use protobuf::{Message, well_known_types::any::Any};
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, LogLevel};
+use protobuf::{Enum, Message};
 
 use crate::arguments::Arguments;
 
 /// Longest standard input that is read; options are a few kilobytes.
 pub const INPUT_LEN_MAX: u64 = 1 << 20;
-/// Name of runc's options, the only ones that place a shim.
-const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 /// Version of the shim protocol in which the reply became a structure.
 const STRUCTURED_REPLY_VERSION: u32 = 3;
 
@@ -44,8 +38,6 @@ pub struct Bootstrap {
     pub arguments: Arguments,
     /// Where containerd takes events, if standard input said so.
     pub ttrpc_address: Option<String>,
-    /// The cgroup that the operator's options choose for the shim.
-    pub shim_cgroup: Option<String>,
     /// How to answer.
     pub reply: Reply,
 }
@@ -56,10 +48,10 @@ impl Bootstrap {
         let Some(params) = params(&arguments, input) else {
             let version = max_version.and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
             let reply = if version >= STRUCTURED_REPLY_VERSION { Reply::Json } else { Reply::Plain };
-            let shim_cgroup = Any::parse_from_bytes(input).ok().and_then(|options| shim_cgroup(&options));
-            return Self { arguments, ttrpc_address: None, shim_cgroup, reply };
+            return Self { arguments, ttrpc_address: None, reply };
         };
-        let shim_cgroup = params.extensions.iter().find_map(|extension| shim_cgroup(&extension.value));
+        // More is ever more negative, and numbers that are not known yet count like their neighbours.
+        arguments.debug |= params.log_level.value() <= LogLevel::LOG_LEVEL_DEBUG.value();
         for (field, value) in [
             (&mut arguments.id, params.instance_id),
             (&mut arguments.namespace, params.namespace),
@@ -71,7 +63,7 @@ impl Bootstrap {
             }
         }
         let ttrpc_address = Some(params.containerd_ttrpc_address).filter(|address| !address.is_empty());
-        Self { arguments, ttrpc_address, shim_cgroup, reply: Reply::Protobuf }
+        Self { arguments, ttrpc_address, reply: Reply::Protobuf }
     }
 
     /// The bytes of the answer.
@@ -105,12 +97,6 @@ fn params(arguments: &Arguments, input: &[u8]) -> Option<BootstrapParams> {
     (named_by_flags || named_here).then_some(params)
 }
 
-fn shim_cgroup(options: &Any) -> Option<String> {
-    let name = options.type_url.rsplit('/').next().filter(|name| *name == RUNC_OPTIONS);
-    let options = name.and_then(|_| Options::parse_from_bytes(&options.value).ok());
-    options.map(|options| options.shim_cgroup).filter(|path| !path.is_empty())
-}
-
 /// Reads standard input to its end, or to [`INPUT_LEN_MAX`]; what cannot be read is taken for nothing.
 pub fn read_input() -> Vec<u8> {
     let mut input = Vec::new();
@@ -120,25 +106,10 @@ pub fn read_input() -> Vec<u8> {
     input
 }
 
-/// Answers `-info`: a protobuf `RuntimeInfo`.
-///
-/// # Errors
-/// Standard output is gone.
-pub fn print_info() -> io::Result<()> {
-    let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), ..RuntimeVersion::default() };
-    let info = RuntimeInfo {
-        name: "io.containerd.kata-rs.v2".to_owned(),
-        version: Some(version).into(),
-        ..RuntimeInfo::default()
-    };
-    let bytes = info.write_to_bytes().map_err(io::Error::other)?;
-    io::stdout().lock().write_all(&bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use containerd_shim_protos::bootstrap_api::Extension;
+    use protobuf::well_known_types::any::Any;
 
     fn flags(line: &str) -> Arguments {
         Arguments::parse(line.split_whitespace().map(str::to_owned)).expect("parsed")
@@ -160,16 +131,25 @@ mod tests {
     }
 
     #[test]
-    fn the_operators_cgroup_is_read_from_either_form() {
-        let value = Options { shim_cgroup: "/shims".into(), ..Options::default() }.write_to_bytes().expect("bytes");
-        let options = Any { type_url: RUNC_OPTIONS.into(), value, ..Any::default() };
-        let bytes = options.write_to_bytes().expect("bytes");
-        assert_eq!(from_1_6(&bytes).shim_cgroup.as_deref(), Some("/shims"));
-        let other = Any { type_url: "runtimeoptions.v1.Options".into(), ..options.clone() };
-        assert_eq!(from_1_6(&other.write_to_bytes().expect("bytes")).shim_cgroup, None);
-        let extension = Extension { value: Some(options).into(), ..Extension::default() };
-        let params = BootstrapParams { instance_id: "abc".into(), extensions: vec![extension], ..Default::default() };
-        assert_eq!(from_1_6(&params.write_to_bytes().expect("bytes")).shim_cgroup.as_deref(), Some("/shims"));
+    fn bootstrap_params_can_ask_for_a_talkative_daemon() {
+        for (level, debug) in [(0, false), (4, false), (-4, true), (-8, true), (-3, false), (-100, true)] {
+            let params = BootstrapParams {
+                instance_id: "abc".into(),
+                log_level: protobuf::EnumOrUnknown::from_i32(level),
+                ..BootstrapParams::default()
+            };
+            let input = params.write_to_bytes().expect("bytes");
+            assert_eq!(from_1_6(&input).arguments.debug, debug, "{level}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_comes_on_standard_input_the_flags_hold(input in proptest::collection::vec(proptest::arbitrary::any::<u8>(), 0..300)) {
+            let bootstrap = from_1_6(&input);
+            proptest::prop_assert_eq!(bootstrap.arguments.id.as_str(), "abc");
+            proptest::prop_assert_eq!(bootstrap.arguments.namespace.as_str(), "default");
+        }
     }
 
     #[test]

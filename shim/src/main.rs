@@ -21,7 +21,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Action::Start => shim::start::run(&arguments)?,
         Action::Delete => shim::delete::run(&arguments)?,
         Action::Serve => shim::daemon::run(&arguments)?,
-        Action::Info => shim::bootstrap::print_info()?,
+        Action::Info => shim::info::print()?,
         Action::Version => println!("containerd-shim-kata-rs-v2 {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(())

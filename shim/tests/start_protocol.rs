@@ -12,7 +12,9 @@ use std::{
 use containerd_shim_protos::{
     TaskClient,
     api::{ConnectRequest, DeleteResponse, ShutdownRequest},
-    bootstrap_api::{BootstrapParams, BootstrapResult},
+    bootstrap_api::{BootstrapParams, BootstrapResult, Extension},
+    sandbox_api::{CreateSandboxRequest, SandboxStatusRequest, ShutdownSandboxRequest, StartSandboxRequest},
+    sandbox_sync::SandboxClient,
     types::introspection::RuntimeInfo,
 };
 use protobuf::{Message, well_known_types::any::Any};
@@ -149,6 +151,56 @@ fn newer_containerds_are_answered_in_their_own_way() {
 }
 
 #[test]
+fn containerd_2_3_is_answered_in_protobuf_though_its_variable_says_2() {
+    let host = Host::new();
+    let bundle = host.bundle("p", ALONE);
+    let options = Any { type_url: "runtimeoptions.v1.Options".into(), value: vec![9; 100], ..Any::default() };
+    let params = BootstrapParams {
+        instance_id: "p".into(),
+        namespace: "test".into(),
+        containerd_version: "2.3.4".into(),
+        containerd_ttrpc_address: "/c.sock.ttrpc".into(),
+        containerd_grpc_address: "/c.sock".into(),
+        containerd_binary: "/bin/true".into(),
+        extensions: vec![Extension { value: Some(options).into(), ..Extension::default() }],
+        ..BootstrapParams::default()
+    };
+    let mut command = host.shim(&bundle, "p", "start");
+    command.env("MAX_SHIM_VERSION", "2");
+    let output = run(command, &params.write_to_bytes().expect("bytes"));
+    let result = BootstrapResult::parse_from_bytes(&output.stdout).expect("protobuf");
+    assert_eq!((result.version, result.protocol.as_str()), (3, "ttrpc"));
+    assert!(UnixStream::connect(result.address.strip_prefix("unix://").expect("a path")).is_ok());
+}
+
+#[test]
+fn a_bundle_without_a_configuration_is_a_sandboxes_and_waits_for_it() {
+    let host = Host::new();
+    let bundle = host.bundle("pod1", "");
+    fs::remove_file(bundle.join("config.json")).expect("removed");
+    let socket = plain_address(&host.start(&bundle, "pod1", b""));
+    let sandbox =
+        SandboxClient::new(ttrpc::Client::connect(&format!("unix://{}", socket.display())).expect("connected"));
+    let quick = || context::with_duration(Duration::from_secs(5));
+    let status = SandboxStatusRequest { sandbox_id: "pod1".into(), ..SandboxStatusRequest::default() };
+    let error = sandbox.sandbox_status(quick(), &status).expect_err("not created");
+    assert!(matches!(error, ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::NOT_FOUND));
+    let create = CreateSandboxRequest { sandbox_id: "pod1".into(), ..CreateSandboxRequest::default() };
+    sandbox.create_sandbox(quick(), &create).expect("created");
+    let start = StartSandboxRequest { sandbox_id: "pod1".into(), ..StartSandboxRequest::default() };
+    let error = sandbox.start_sandbox(quick(), &start).expect_err("there is no installation");
+    let ttrpc::Error::RpcStatus(status) = error else { panic!("{error:?}") };
+    assert!(status.message().contains("/nowhere"), "{}", status.message());
+    let down = ShutdownSandboxRequest { sandbox_id: "pod1".into(), ..ShutdownSandboxRequest::default() };
+    sandbox.shutdown_sandbox(quick(), &down).expect("shut down");
+    let mut peer = UnixStream::connect(&socket).err();
+    while peer.is_none() {
+        peer = UnixStream::connect(&socket).err();
+    }
+    assert!(host.sockets().is_empty());
+}
+
+#[test]
 fn containers_of_one_pod_share_one_daemon_and_others_do_not() {
     let host = Host::new();
     let sandbox = plain_address(&host.start(&host.bundle("pod1", IN_POD), "pod1", b""));
@@ -270,6 +322,9 @@ fn info_and_version_need_no_containerd() {
     let info = shim().arg("-info").stdin(Stdio::null()).output().expect("ran");
     let info = RuntimeInfo::parse_from_bytes(&info.stdout).expect("protobuf");
     assert_eq!(info.name, "io.containerd.kata-rs.v2");
+    assert_eq!(info.features.type_url, "types.containerd.io/opencontainers/runtime-spec/1/features/Features");
+    let features: serde_json::Value = serde_json::from_slice(&info.features.value).expect("json");
+    assert_eq!(features["linux"]["seccomp"]["enabled"], true);
     let version = shim().arg("-v").output().expect("ran");
     assert!(String::from_utf8_lossy(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
 }
