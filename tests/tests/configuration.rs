@@ -172,6 +172,10 @@ fn a_container_whose_limit_is_above_its_machine_runs_all_the_same() {
     operator.writes("", "max_memory_mib = 256\n");
     let wide = Template::sh("echo ran").resources(|resources| resources.memory_limit_in_bytes = 1 << 30);
     assert_eq!(operator.says(operator.pod(&[], memory(1024)), wide), "ran\n");
+    let log = fs::read_to_string(operator.node.containerd.folder().join("containerd.log")).expect("there is a log");
+    for words in ["1104 MiB of memory would be wanted", "its memory limit of 1024 MiB"] {
+        assert!(log.contains(words), "{words} is not in containerd's log");
+    }
 }
 
 #[test]

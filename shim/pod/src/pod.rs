@@ -41,6 +41,7 @@ struct Shared {
     share: Share,
     streams: StreamDoor,
     host_pids: HostPids,
+    memory_mib: u32,
     console: Option<Tail>,
     marks: Vec<Mark>,
 }
@@ -64,11 +65,12 @@ impl Pod {
     }
 
     pub(crate) async fn launch_with(launcher: Arc<dyn Launcher>, spec: PodSpec) -> Result<Self, PodError> {
-        detached(async move { launch(launcher, spec).await.map(Self::own) }).await
+        let memory_mib = spec.memory_mib;
+        detached(async move { Ok(Self::own(launch(launcher, spec).await?, memory_mib)) }).await
     }
 
     /// Gives a launched pod its owner.
-    fn own(launched: Launched) -> Self {
+    fn own(launched: Launched, memory_mib: u32) -> Self {
         let Launched { acquired, state, marks } = launched;
         let expect = "a launched pod has it";
         let machine = acquired.machine.clone().expect(expect);
@@ -81,6 +83,7 @@ impl Pod {
             share: acquired.share.clone().expect(expect),
             streams: StreamDoor::new(state, machine.clone()),
             host_pids: HostPids::of_machine(machine.pid()),
+            memory_mib,
             console: acquired.console.clone(),
             marks,
         };

@@ -16,7 +16,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use crate::{
     ErrorKind, PodError,
@@ -201,6 +201,19 @@ impl MachineSize {
         let agent = self.agent_log_level.map(|level| format!("kata_rs.log={}", log_word(level)));
         console.into_iter().chain(agent).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// The word for a container's memory limit that its machine cannot give; the container starts all the same.
+pub(crate) fn above_machine(oci: &Spec, machine_mib: u32) -> Option<String> {
+    let resources = oci.linux().as_ref()?.resources().as_ref()?;
+    let limit = Limits::of_container(resources).memory_bytes?;
+    let limit_mib = limit.value.div_ceil(1 << 20);
+    (limit_mib > u64::from(machine_mib)).then(|| {
+        format!(
+            "its memory limit of {limit_mib} MiB ({}) is above the machine's {machine_mib} MiB, which are its limit: the pod said less, or nothing, when it was made",
+            limit.source
+        )
+    })
 }
 
 fn vcpus(limits: &Limits, configuration: &Configuration, warnings: &mut Vec<String>) -> Setting<u8> {

@@ -12,6 +12,7 @@ use crate::{
     ids::check_id,
     membership::Membership,
     shared_memory,
+    sizing::above_machine,
     translate::{Translation, translate},
 };
 
@@ -21,7 +22,12 @@ impl Pod {
         let pod = self.clone();
         detached(async move {
             let translation = translate(&container, |pid| pod.shared.host_pids.whose(pid))?;
-            translation.warnings.iter().for_each(|warning| log::warn!("container {}: {warning}", container.id));
+            let wide = above_machine(&container.oci, pod.shared.memory_mib);
+            translation
+                .warnings
+                .iter()
+                .chain(&wide)
+                .for_each(|warning| log::warn!("container {}: {warning}", container.id));
             let process = ProcessId::first(&container.id);
             pod.enter(&process).await?;
             let made = pod.make_container(&container, translation).await;

@@ -140,6 +140,19 @@ fn without_a_wish_the_operators_levels_hold_and_by_default_nothing_is_said() {
 }
 
 #[test]
+fn a_container_that_comes_later_with_a_limit_above_the_machine_has_a_word_in_the_log() {
+    let oci = |limit: i64| -> Spec {
+        let json = serde_json::json!({"ociVersion": "1.0.2", "linux": {"resources": {"memory": {"limit": limit}}}});
+        serde_json::from_value(json).expect("a spec")
+    };
+    for limit in [-1, 0, 1, 512 * MIB] {
+        assert_eq!(above_machine(&oci(limit), 512), None);
+    }
+    let word = above_machine(&oci(1024 * MIB), 512).expect("a word");
+    assert!(word.contains("1024 MiB") && word.contains("the machine's 512 MiB"), "{word}");
+}
+
+#[test]
 fn a_default_that_does_not_fit_a_small_host_is_capped_in_silence() {
     let small = Configuration::defaults(HostSize { cpus: 1, memory_mib: 256 });
     let machine = MachineSize::plan(&Limits::default(), &Wishes::default(), &small);
