@@ -50,14 +50,17 @@ fn run() -> ExitCode {
         eprintln!("kata-rs-vmm: {}", chain(&error));
         return ExitCode::FAILURE;
     }
-    let control = match Control::inherited() {
+    let mut control = match Control::inherited() {
         Ok(control) => control,
         Err(error) => {
             eprintln!("kata-rs-vmm: {}\n{USAGE}", chain(&error));
             return ExitCode::from(2);
         }
     };
-    match serve(control, marks) {
+    let served = serve(&mut control, marks);
+    // Closed by the kernel, with the process: whoever sees the hang-up sees a process that has its exit code.
+    std::mem::forget(control);
+    match served {
         Ok(code) => code,
         Err(FrameError::Closed) => ExitCode::SUCCESS,
         Err(error) => {
@@ -67,13 +70,13 @@ fn run() -> ExitCode {
     }
 }
 
-fn serve(mut control: Control, marks: Marks) -> Result<ExitCode, FrameError> {
+fn serve(control: &mut Control, marks: Marks) -> Result<ExitCode, FrameError> {
     let spec = match control.receive()? {
         ToMachine::Boot(spec) => spec,
         ToMachine::Report | ToMachine::Stop => return Ok(ExitCode::SUCCESS),
     };
     marks.note("spec received");
-    let machine = match boot::boot(&spec, sys::Inherited::besides(&control), marks) {
+    let machine = match boot::boot(&spec, sys::Inherited::besides(control), marks) {
         Ok(machine) => machine,
         Err(error) => {
             log::error!("{}", chain(&error));
@@ -82,7 +85,7 @@ fn serve(mut control: Control, marks: Marks) -> Result<ExitCode, FrameError> {
         }
     };
     control.send(&machine.booting())?;
-    let ending = machine.run(&mut control)?;
+    let ending = machine.run(control)?;
     control.send(&FromMachine::Ended(ending))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@
 //! closed enum ([`Wake`]); the first that settles the matter counts. Everybody else waits on [`Machine::gone`].
 
 mod conversation;
+mod words;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,21 +1,17 @@
 //! The one task that talks with the VMM and knows whether the machine is gone, and why.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::AsyncWriteExt,
+    net::{UnixStream, unix::OwnedWriteHalf},
     sync::{mpsc, oneshot, watch},
 };
 use vmm_control::{Ending, FromMachine, Report, ToMachine, frame};
 
+use super::words::Words;
 use crate::{error::guest_text, process::Spawned};
 
-/// How long a VMM that has closed its control socket may take to end by itself, and the socket of one that has ended to run dry.
-const HANGUP_GRACE: Duration = Duration::from_secs(1);
 /// Most of the VMM's own words that is passed on: what a guest has taken over could say anything.
 pub(super) const WORDS_CHARS_MAX: usize = 1024;
 
@@ -33,12 +29,10 @@ pub(super) enum Known {
 pub(super) enum Wake {
     /// The VMM says something.
     Message(FromMachine),
-    /// The control socket has ended.
-    Hangup(Option<frame::FrameError>),
-    /// The process has ended.
+    /// The control socket has ended, in this way.
+    Hangup(String),
+    /// The process has ended, and all that it said is told.
     Exited,
-    /// One of the two above had its time to be followed by the other.
-    GraceOver,
     /// Ask for a report.
     Report(oneshot::Sender<Report>),
     /// Ask the VMM to stop.
@@ -55,64 +49,65 @@ pub(super) fn begin(
     let (wakes, inbox) = mpsc::unbounded_channel();
     let (tell, known) = watch::channel(Known::Alive);
     let (read, write) = control.into_split();
-    tokio::spawn(listen(read, wakes.clone()));
-    if let Some(process) = process.clone() {
-        tokio::spawn(watch_process(process, wakes.clone()));
-    }
-    let conversation = Conversation {
-        write,
-        tell,
-        process,
-        wakes: wakes.downgrade(),
-        reports: VecDeque::new(),
-        hangup: None,
-        exited: false,
-    };
+    tokio::spawn(listen(Words::new(read), process.clone(), wakes.clone()));
+    let conversation = Conversation { write, tell, process, reports: VecDeque::new(), hangup: None };
     tokio::spawn(conversation.run(inbox));
     (wakes, known)
 }
 
-async fn listen(mut read: OwnedReadHalf, wakes: mpsc::UnboundedSender<Wake>) {
-    let end = loop {
-        match read_message(&mut read).await {
-            Ok(message) => {
-                if wakes.send(Wake::Message(message)).is_err() {
-                    return;
+/// Passes on all that comes of the VMM, the end of its process last. The kernel closes a process's descriptors before it tells of its end, so
+/// neither event waits for the other: at a hang-up the process is ending, and after its end the socket holds its last words.
+async fn listen(mut words: Words, process: Option<Arc<Spawned>>, wakes: mpsc::UnboundedSender<Wake>) {
+    let hangup = tokio::select! {
+        why = pass_on(&mut words, &wakes) => Some(why),
+        () = ended(process.as_deref()) => None,
+    };
+    match hangup {
+        Some(why) => {
+            let _ = wakes.send(Wake::Hangup(why));
+            ended(process.as_deref()).await;
+        }
+        None => {
+            words.hear_the_rest();
+            while let Ok(Some(message)) = words.next() {
+                let _ = wakes.send(Wake::Message(message));
+            }
+        }
+    }
+    let _ = wakes.send(Wake::Exited);
+}
+
+/// Passes messages on until the socket ends; says how it did.
+async fn pass_on(words: &mut Words, wakes: &mpsc::UnboundedSender<Wake>) -> String {
+    loop {
+        match words.next() {
+            Ok(Some(message)) => drop(wakes.send(Wake::Message(message))),
+            Ok(None) => {
+                if !matches!(words.hear().await, Ok(true)) {
+                    return "it closed its control socket".to_owned();
                 }
             }
-            Err(frame::FrameError::Closed) => break None,
-            Err(error) => break Some(error),
+            Err(error) => return error.to_string(),
         }
-    };
-    let _ = wakes.send(Wake::Hangup(end));
+    }
 }
 
-async fn read_message(read: &mut OwnedReadHalf) -> Result<FromMachine, frame::FrameError> {
-    let mut prefix = [0u8; 4];
-    read.read_exact(&mut prefix).await.map_err(|_| frame::FrameError::Closed)?;
-    let mut body = vec![0u8; frame::body_len(prefix)?];
-    read.read_exact(&mut body).await.map_err(frame::FrameError::Io)?;
-    frame::decode(&body)
-}
-
-async fn watch_process(process: Arc<Spawned>, wakes: mpsc::UnboundedSender<Wake>) {
+/// The end of the process; pending where there is none.
+async fn ended(process: Option<&Spawned>) {
+    let Some(process) = process else { return std::future::pending().await };
     if let Err(error) = process.ended().await {
         log::error!("cannot watch the {}: {error}", process.what());
         process.kill();
     }
-    let _ = wakes.send(Wake::Exited);
 }
 
 struct Conversation {
     write: OwnedWriteHalf,
     tell: watch::Sender<Known>,
     process: Option<Arc<Spawned>>,
-    wakes: mpsc::WeakUnboundedSender<Wake>,
     reports: VecDeque<oneshot::Sender<Report>>,
     /// Why the control socket ended.
     hangup: Option<String>,
-    /// The process has ended.
-    exited: bool,
 }
 
 impl Conversation {
@@ -120,9 +115,8 @@ impl Conversation {
         while let Some(wake) = inbox.recv().await {
             match wake {
                 Wake::Message(message) => self.hear(message),
-                Wake::Hangup(error) => self.hung_up(error),
-                Wake::Exited => self.exited(),
-                Wake::GraceOver => self.grace_over(),
+                Wake::Hangup(why) => self.hung_up(why),
+                Wake::Exited => self.conclude(),
                 Wake::Report(reply) => {
                     self.reports.push_back(reply);
                     self.say(&ToMachine::Report).await;
@@ -149,33 +143,13 @@ impl Conversation {
         }
     }
 
-    /// The socket and the process end at the same time and are heard in any order; what the VMM said last comes before both.
-    fn hung_up(&mut self, error: Option<frame::FrameError>) {
-        self.hangup = Some(error.map_or_else(|| "it closed its control socket".to_owned(), |e| e.to_string()));
-        self.conclude_or_wait();
-    }
-
-    fn exited(&mut self) {
-        self.exited = true;
-        self.conclude_or_wait();
-    }
-
-    fn conclude_or_wait(&mut self) {
-        if self.hangup.is_some() && (self.exited || self.process.is_none()) {
-            return self.conclude();
-        }
-        let wakes = self.wakes.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(HANGUP_GRACE).await;
-            wakes.upgrade().map(|wakes| wakes.send(Wake::GraceOver))
-        });
-    }
-
-    fn grace_over(&mut self) {
-        if self.exited {
-            self.conclude();
-        } else if let Some(process) = &self.process {
-            process.kill();
+    /// A VMM without its launcher is of no use. It holds its socket as long as it lives, so it is ending already, and SIGKILL changes nothing any
+    /// more; one that was taken over, and lives on without a socket, is ended by it.
+    fn hung_up(&mut self, why: String) {
+        self.hangup = Some(why);
+        match &self.process {
+            Some(process) => process.kill(),
+            None => self.conclude(),
         }
     }
 

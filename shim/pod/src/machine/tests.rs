@@ -64,12 +64,42 @@ async fn the_last_message_counts_even_when_the_end_of_the_process_is_heard_first
     let (ours, mut theirs) = UnixStream::pair().expect("a pair");
     let child = Command::new("true").spawn().expect("spawned");
     let process = Arc::new(Spawned::hold("vmm", child).expect("held"));
-    let machine = Machine::converse(ours, Some(Arc::clone(&process)));
-    process.ended().await.expect("ended");
-    tokio::time::sleep(Duration::from_millis(20)).await;
     send(&mut theirs, &FromMachine::Ended(Ending::GuestReset)).await;
-    drop(theirs);
+    process.ended().await.expect("ended");
+    let machine = Machine::converse(ours, Some(process));
     assert!(machine.gone().await.contains("switched the machine off"));
+}
+
+#[tokio::test]
+async fn a_dead_vmm_is_gone_at_once_whoever_else_holds_its_socket() {
+    let (ours, _theirs) = UnixStream::pair().expect("a pair");
+    let child = Command::new("false").spawn().expect("spawned");
+    let process = Arc::new(Spawned::hold("vmm", child).expect("held"));
+    process.ended().await.expect("ended");
+    let machine = Machine::converse(ours, Some(process));
+    let gone = tokio::time::timeout(Duration::from_millis(500), machine.gone()).await.expect("at once");
+    assert_eq!(&*gone, "the virtual machine monitor died (exit status: 1)");
+}
+
+#[tokio::test]
+async fn a_vmm_that_hangs_up_and_lives_is_killed_at_once() {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let child = Command::new("sleep").arg("1000").spawn().expect("spawned");
+    let machine = Machine::converse(ours, Some(Arc::new(Spawned::hold("vmm", child).expect("held"))));
+    drop(theirs);
+    let gone = tokio::time::timeout(Duration::from_millis(500), machine.gone()).await.expect("at once");
+    assert!(gone.contains("signal: 9"), "{gone}");
+}
+
+#[tokio::test]
+async fn a_message_that_comes_in_pieces_is_one_message() {
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+    let machine = Machine::converse(ours, None);
+    for byte in frame::encode(&FromMachine::Ended(Ending::TripleFault)).expect("small") {
+        theirs.write_all(&[byte]).await.expect("sent");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(&*machine.gone().await, "the guest kernel crashed (triple fault)");
 }
 
 #[tokio::test]
