@@ -46,13 +46,19 @@ impl<'host> Pod<'host> {
         pod
     }
 
-    fn try_start(host: &'host Host, change: impl FnOnce(&mut Value)) -> (Self, Finished) {
+    /// Only what the runtime makes on the host for a pod.
+    fn prepared(host: &'host Host) -> Self {
         let folder = tempfile::Builder::new().prefix("kata-rs-sandboxes-").tempdir().expect("a folder");
-        let mut pod = Self { host, id: host.containerd.fresh_id(), folder, containers: Vec::new() };
+        let pod = Self { host, id: host.containerd.fresh_id(), folder, containers: Vec::new() };
         let shm = pod.shared_memory();
         fs::create_dir_all(&shm).expect("made");
         let size = std::ffi::CString::new(format!("mode=1777,size={SHARED_MEMORY_BYTES}")).expect("no zero byte");
         mount("shm", &shm, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, size.as_c_str()).expect("mounted");
+        pod
+    }
+
+    fn try_start(host: &'host Host, change: impl FnOnce(&mut Value)) -> (Self, Finished) {
+        let mut pod = Self::prepared(host);
         let mut spec = pod.spec("sandbox", &["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"]);
         spec["hostname"] = json!("web-0");
         spec["root"]["readonly"] = json!(true);
@@ -311,4 +317,87 @@ fn a_container_writes_where_the_kubelet_reads() {
     assert!(finished.stdout.starts_with("127.0.0.1 localhost\n"), "{finished:?}");
     assert_eq!(fs::read_to_string(&message).expect("there"), "it broke\n");
     assert_eq!(fs::read_to_string(&hosts).expect("there"), "127.0.0.1 localhost\n");
+}
+
+#[test]
+fn what_cannot_be_run_is_told_in_the_words_of_runc() {
+    needs!(Kvm, Root, Stage, Program("containerd"));
+    let host = host();
+    let mut pod = Pod::start(&host, |_| ());
+    let app = pod.background(None, "");
+    let exec = |flags: &[&str], command: &str| {
+        let exec = host.containerd.fresh_id();
+        let words =
+            ["task", "exec", "--exec-id", &exec].into_iter().chain(flags.iter().copied()).chain([&*app, command]);
+        let finished = host.containerd.run(words);
+        assert_ne!(finished.code(), 0);
+        finished.stderr
+    };
+    let prefix = "OCI runtime exec failed: exec failed: unable to start container process: ";
+    for (flags, command, words) in [
+        (&[][..], "nosuch", r#"exec: "nosuch": executable file not found in $PATH"#),
+        (&[], "/bin/nosuch", r#"exec: "/bin/nosuch": stat /bin/nosuch: no such file or directory"#),
+        (&[], "/etc/passwd", r#"exec: "/etc/passwd": permission denied"#),
+        (&[], "/etc", r#"exec: "/etc": is a directory"#),
+        (
+            &["--cwd", "/nowhere"],
+            "true",
+            r#"chdir to cwd ("/nowhere") set in config.json failed: no such file or directory"#,
+        ),
+    ] {
+        let told = exec(flags, command);
+        assert!(told.contains(&format!("{prefix}{words}")), "{told}");
+    }
+    let finished = pod.foreground(&pod.container(None, &["nosuch"]));
+    let words = r#"OCI runtime create failed: unable to start container process: exec: "nosuch": executable file not found in $PATH"#;
+    assert!(finished.code() != 0 && finished.stderr.contains(words), "{finished:?}");
+    assert_eq!(pod.exec(&app, "echo fine"), "fine");
+}
+
+#[test]
+fn a_process_is_who_and_has_what_its_pod_says() {
+    needs!(Kvm, Root, Stage, Program("containerd"));
+    let host = host();
+    let pod = Pod::start(&host, |_| ());
+    let script = "grep -E '^(Uid|Gid|Groups|CapAmb|CapEff|NoNewPrivs|Seccomp):' /proc/self/status; ulimit -n; \
+                  cat /proc/self/oom_score_adj; touch /x 2>&1; ls -A /sys/firmware | wc -l; \
+                  echo 1 2>&1 >/proc/sys/kernel/msgmax; mkdir /tmp/x 2>&1; test -w /sys/fs/cgroup || echo cgroup is ro; cat /proc/self/cgroup";
+    let mut spec = pod.container(None, &["sh", "-c", script]);
+    spec["root"]["readonly"] = json!(true);
+    let process = &mut spec["process"];
+    process["user"] = json!({"uid": 1000, "gid": 2000, "additionalGids": [2000, 3000]});
+    let bind = json!(["CAP_NET_BIND_SERVICE"]);
+    process["capabilities"] =
+        json!({"bounding": bind, "effective": bind, "permitted": bind, "inheritable": bind, "ambient": bind});
+    process["noNewPrivileges"] = json!(true);
+    process["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 777, "hard": 778}]);
+    process["oomScoreAdj"] = json!(-998);
+    process["apparmorProfile"] = json!("cri-containerd.apparmor.d");
+    process["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
+    spec["linux"]["maskedPaths"] = json!(["/sys/firmware", "/proc/kcore"]);
+    spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+    spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]});
+    let mounts = spec["mounts"].as_array_mut().expect("a list");
+    mounts.push(json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}));
+    mounts.push(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]}));
+    mounts.swap(3, 4);
+    let told = pod.foreground(&spec).success();
+    for line in [
+        "Uid:\t1000\t1000\t1000\t1000",
+        "Gid:\t2000\t2000\t2000\t2000",
+        "Groups:\t2000 3000",
+        "CapEff:\t0000000000000400",
+        "CapAmb:\t0000000000000400",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "\n777\n-998\n",
+        "Read-only file system\n0\n",
+        "can't create /proc/sys/kernel/msgmax: Read-only file system",
+        "Operation not permitted",
+        "cgroup is ro",
+        "0::/\n",
+    ] {
+        assert!(told.replace("Groups:\t2000 3000 ", "Groups:\t2000 3000").contains(line), "{line:?} is not in {told}");
+    }
 }
