@@ -4,7 +4,7 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::unix::{
-        fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
         net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -24,8 +24,8 @@ pub const STATE_ROOT: &str = "/run/kata-rs";
 pub const STATE_ROOT_VARIABLE: &str = "KATA_RS_STATE_DIR";
 /// Folder of the sockets below the state root. A namespace cannot begin with a dot, so it meets none.
 const SOCKET_DIR: &str = ".s";
-/// How often a folder that others remove is made again.
-const FOLDER_ATTEMPTS_MAX: u32 = 100;
+/// How often a lock that others remove is made again.
+const LOCK_ATTEMPTS_MAX: u32 = 1000;
 
 /// A group's names and paths; pure, so that start, daemon and delete agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,61 +69,71 @@ impl Group {
         self.socket.with_extension("cgroup")
     }
 
-    /// Takes the lock that orders the starts and deletes of all groups, making the socket folder if need be.
-    /// It is held for moments only, and the kernel lets go of it when the process ends.
+    /// Takes the lock that orders the starts, the end and the deletes of this group, making the socket folder if need be. Other groups have locks
+    /// of their own: a start holds its lock until the daemon serves, and a node may start many pods at once.
     ///
     /// # Errors
     /// The folder cannot be made or is not ours alone.
-    pub fn lock(&self) -> io::Result<File> {
+    pub fn lock(&self) -> io::Result<GroupLock> {
         let folder = self.socket.parent().ok_or_else(|| io::Error::other("a socket path without a folder"))?;
+        let path = self.socket.with_extension("lock");
         let mut attempts = 0;
         loop {
-            match lock_folder(folder) {
+            match GroupLock::take(folder, &path) {
                 Ok(Some(lock)) => return Ok(lock),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                // Whoever removed its last socket removed the folder too, between two of our steps.
+                // Whoever held it last removed it, or the last of all removed the folder, between two of our steps.
                 _ => attempts += 1,
             }
-            if attempts >= FOLDER_ATTEMPTS_MAX {
-                return Err(io::Error::other("the folder is removed again and again"));
+            if attempts >= LOCK_ATTEMPTS_MAX {
+                return Err(io::Error::other("the lock is removed again and again"));
             }
         }
     }
 
-    /// Removes the socket, and our folder of sockets if it was the last; a socket that somebody still listens to stays
+    /// Removes the socket, and with the last one our folder of sockets; a socket that somebody still listens to stays
     /// unless it is the caller's own.
     pub fn remove_socket(&self, ours: bool) {
-        if !self.socket.exists() {
+        if !self.socket.exists() && !self.socket.with_extension("lock").exists() {
             return;
         }
         let _lock = self.lock();
         if ours || UnixStream::connect(&self.socket).is_err() {
             let _ = fs::remove_file(&self.socket);
         }
-        self.remove_folder();
-    }
-
-    /// Removes our folder of sockets if nothing is in it any more. Hold the lock.
-    pub fn remove_folder(&self) {
-        if let Some(folder) = self.socket.parent().filter(|folder| folder.ends_with(SOCKET_DIR)) {
-            let _ = fs::remove_dir(folder);
-        }
     }
 }
 
-// Nothing, when the folder that was locked is no longer the one that has the name.
-fn lock_folder(folder: &Path) -> io::Result<Option<File>> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let lock = File::open(folder)?;
-    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-    let (locked, named) = (lock.metadata()?, fs::metadata(folder)?);
-    if (locked.dev(), locked.ino()) != (named.dev(), named.ino()) {
-        return Ok(None);
+/// The lock of one group: a file beside its socket. Dropping it removes the file, and the folder when nothing else is in it. What a killed holder
+/// leaves is an empty file that holds up nobody, and goes with the next holder.
+#[derive(Debug)]
+pub struct GroupLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl GroupLock {
+    // Nothing, when the file that was locked is no longer the one that has the name.
+    fn take(folder: &Path, path: &Path) -> io::Result<Option<Self>> {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        if folder.ends_with(SOCKET_DIR) && fs::metadata(folder)?.permissions().mode() & 0o077 != 0 {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+        }
+        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        let (locked, named) = (file.metadata()?, fs::metadata(path)?);
+        let same = (locked.dev(), locked.ino()) == (named.dev(), named.ino());
+        Ok(same.then(|| Self { path: path.to_owned(), _file: file }))
     }
-    if folder.ends_with(SOCKET_DIR) && locked.permissions().mode() & 0o077 != 0 {
-        lock.set_permissions(fs::Permissions::from_mode(0o700))?;
+}
+
+impl Drop for GroupLock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+        if let Some(folder) = self.path.parent().filter(|folder| folder.ends_with(SOCKET_DIR)) {
+            let _ = fs::remove_dir(folder);
+        }
     }
-    Ok(Some(lock))
 }
 
 // A path of a socket ends at 107 bytes, two identifiers alone can be longer: hence a digest.
@@ -139,7 +149,15 @@ fn socket_name(address: &str, namespace: &str, id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixListener;
+    use std::{
+        os::unix::net::UnixListener,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+            mpsc,
+        },
+        time::Duration,
+    };
 
     #[test]
     fn containers_of_one_sandbox_share_socket_and_state() {
@@ -197,8 +215,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("folder");
         let group = |id| Group::named(dir.path(), "", "ns", id);
         let (one, two) = (group("one"), group("two"));
-        drop(one.lock().expect("locked"));
+        let lock = one.lock().expect("locked");
         let listener = UnixListener::bind(&one.socket).expect("bound");
+        drop(lock);
         drop(UnixListener::bind(&two.socket).expect("bound"));
         one.remove_socket(false);
         two.remove_socket(false);
@@ -225,5 +244,53 @@ mod tests {
             })
             .collect();
         threads.into_iter().for_each(|thread| thread.join().expect("no start fails"));
+        assert!(!dir.path().join(SOCKET_DIR).exists());
+    }
+
+    #[test]
+    fn a_group_has_one_holder_at_a_time() {
+        let dir = tempfile::tempdir().expect("folder");
+        let inside = Arc::new(AtomicU32::new(0));
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let (group, inside) = (Group::named(dir.path(), "", "ns", "id"), Arc::clone(&inside));
+                std::thread::spawn(move || {
+                    for _ in 0..50 {
+                        let lock = group.lock().expect("locked");
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two are inside");
+                        std::thread::yield_now();
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        drop(lock);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().expect("one at a time"));
+    }
+
+    #[test]
+    fn a_group_that_starts_holds_up_no_other_group() {
+        let dir = tempfile::tempdir().expect("folder");
+        let (one, two) = (Group::named(dir.path(), "", "ns", "one"), Group::named(dir.path(), "", "ns", "two"));
+        let starting = one.lock().expect("locked");
+        let (told, heard) = mpsc::channel();
+        let other = std::thread::spawn(move || told.send(two.lock().expect("locked")).is_ok());
+        let both = heard.recv_timeout(Duration::from_secs(5));
+        drop(starting);
+        assert!(both.is_ok(), "the second start waits for the first");
+        drop(both);
+        assert!(other.join().expect("ran"));
+        assert!(!dir.path().join(SOCKET_DIR).exists());
+    }
+
+    #[test]
+    fn a_killed_holder_holds_up_nobody() {
+        let dir = tempfile::tempdir().expect("folder");
+        let group = Group::named(dir.path(), "", "ns", "id");
+        drop(group.lock().expect("locked"));
+        fs::create_dir(dir.path().join(SOCKET_DIR)).expect("made");
+        fs::write(group.socket.with_extension("lock"), "").expect("written");
+        drop(group.lock().expect("locked"));
+        assert!(!dir.path().join(SOCKET_DIR).exists());
     }
 }

@@ -89,7 +89,6 @@ fn forget(group: &Group, problems: &[String]) {
     problems.iter().for_each(|problem| log::warn!("{problem}"));
     if problems.is_empty() {
         let _ = fs::remove_file(group.cgroup_record());
-        group.remove_folder();
     }
 }
 

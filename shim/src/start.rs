@@ -1,6 +1,6 @@
 //! `shim start`: finds the group's daemon or makes it, and prints its address.
 //!
-//! The listener is bound *here*, under a lock, and inherited by the daemon as its standard input: whoever reads the address can
+//! The listener is bound *here*, under the group's lock, and inherited by the daemon as its standard input: whoever reads the address can
 //! connect at once, and of two starts of one group one binds and the other finds. The daemon says `ready` through a pipe on its
 //! standard output; its end without that word is a failed start. Nothing sleeps, nothing polls.
 
