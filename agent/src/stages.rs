@@ -12,6 +12,7 @@ use std::{
 };
 
 use agent_protocol::messages::{DeviceIo, StatsResponse};
+use container::plan::{DeviceKind, DevicePlan};
 use container::{
     Cgroup, CgroupError, ContainerHandle, ContainerPlan, Created, FailureKind, GuestFacts, PlanError, Stage,
     StageError, StdioFds, TerminalSize, plan, plan_exec, plan_limits,
@@ -96,6 +97,7 @@ impl Runtime for Stages {
     ) -> Result<(Spawned, Arc<dyn Container>), Refusal> {
         let what = || format!("container {id:?}");
         let mut plan = plan(id, spec, &self.guest).map_err(|error| of_plan(&what(), error))?;
+        plan.keep_devices_of_guest(exists_in_guest);
         // Held until the newborn is in it; the stage, another process, opens it by our name for it.
         let pids = match &shared.pids_of {
             Some(target) => Some(target.pid_namespace()?),
@@ -236,6 +238,12 @@ impl Container for Contained {
         }
         self.cgroup.kill().and_then(|()| self.cgroup.remove()).map_err(|error| Refusal::failed(what(), error))
     }
+}
+
+/// Does the guest's kernel have a device of this number? (Documentation/ABI/testing/sysfs-dev of the kernel)
+fn exists_in_guest(device: &DevicePlan) -> bool {
+    let kind = if device.kind == DeviceKind::Block { "block" } else { "char" };
+    PathBuf::from(format!("/sys/dev/{kind}/{}:{}", device.major, device.minor)).exists()
 }
 
 /// After a failed create: its processes are dead or dying, and the cgroup must not stand in the way of the next try.

@@ -58,6 +58,7 @@ pub fn plan(id: &str, spec: &Spec, guest: &GuestFacts) -> Result<ContainerPlan, 
         mounts,
         populate_dev,
         devices,
+        every_device: devices::allows_every(rules),
         masked_paths: absolute_all("linux.maskedPaths", linux.masked_paths().as_deref().unwrap_or_default())?,
         readonly_paths: absolute_all("linux.readonlyPaths", linux.readonly_paths().as_deref().unwrap_or_default())?,
         // Without a UTS namespace of its own the container shares the pod's name, which is not its to change.

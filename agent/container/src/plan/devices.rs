@@ -88,6 +88,15 @@ pub(super) fn rules(asked: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceRule>, Plan
     Ok(rules)
 }
 
+/// Do the rules end by allowing everything, as those of a privileged container do?
+pub(super) fn allows_every(asked: &[LinuxDeviceCgroup]) -> bool {
+    let any = |number: Option<i64>| matches!(number, None | Some(-1));
+    let of_all = |rule: &&LinuxDeviceCgroup| {
+        matches!(rule.typ(), None | Some(LinuxDeviceType::A)) && any(rule.major()) && any(rule.minor())
+    };
+    asked.iter().rfind(of_all).is_some_and(LinuxDeviceCgroup::allow)
+}
+
 fn rule(asked: &LinuxDeviceCgroup) -> Result<DeviceRule, PlanError> {
     let number = |name, value: Option<i64>| match value {
         // The specification's way of saying "any".

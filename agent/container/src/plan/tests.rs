@@ -177,6 +177,23 @@ fn dev_is_filled_unless_it_is_bound_from_elsewhere() {
 }
 
 #[test]
+fn of_the_hosts_devices_a_privileged_container_has_those_of_the_guest() {
+    let plan = |rules: serde_json::Value| {
+        let mut plan = planned(|spec| {
+            spec["linux"]["devices"] = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
+            spec["linux"]["resources"] = json!({"devices": rules});
+        });
+        plan.keep_devices_of_guest(|device| device.path != Path::new("/dev/sda"));
+        plan.devices.len()
+    };
+    let everything = json!([{"allow": false, "access": "rwm"}, {"allow": true, "access": "rwm"}]);
+    let one =
+        json!([{"allow": false, "access": "rwm"}, {"allow": true, "type": "b", "major": 8, "minor": 0, "access": "r"}]);
+    assert_eq!(plan(everything), 6);
+    assert_eq!(plan(one), 7, "a node that is asked for by name is made, as elsewhere");
+}
+
+#[test]
 fn sysctls_are_set_only_where_a_namespace_holds_them() {
     let set = |name: &str| try_plan(|spec| spec["linux"]["sysctl"] = json!({name: "1"}));
     assert_eq!(set("net.ipv4.ip_forward").expect("allowed").sysctls[0].path, "net/ipv4/ip_forward");

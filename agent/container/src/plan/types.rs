@@ -22,6 +22,8 @@ pub struct ContainerPlan {
     pub populate_dev: bool,
     /// Device nodes to make; empty unless `populate_dev`.
     pub devices: Vec<DevicePlan>,
+    /// Whether every device is allowed; then the nodes asked for are a list of all that the host has, not of what is needed.
+    pub every_device: bool,
     /// Paths hidden from the container.
     pub masked_paths: Vec<PathBuf>,
     /// Paths made read-only with all that is mounted below them.
@@ -46,6 +48,13 @@ impl ContainerPlan {
         self.namespaces.new.retain(|kind| *kind != Namespace::Pid);
         self.namespaces.join.retain(|(kind, _)| *kind != Namespace::Pid);
         self.namespaces.join.push((Namespace::Pid, path));
+    }
+
+    /// Of all the host's devices, leaves those that the guest has too.
+    pub fn keep_devices_of_guest(&mut self, has: impl Fn(&DevicePlan) -> bool) {
+        if self.every_device {
+            self.devices.retain(|device| device.kind == DeviceKind::Fifo || has(device));
+        }
     }
 }
 
