@@ -8,6 +8,7 @@
 mod config;
 mod container;
 mod pod;
+mod stream;
 
 use std::{
     fs,
@@ -24,6 +25,7 @@ pub use self::{
     config::{Template, cri_config},
     container::{Container, LogLine, STARTS_WITHIN},
     pod::Pod,
+    stream::Stream,
 };
 use crate::Containerd;
 

@@ -11,6 +11,7 @@ mod logs;
 mod namespaces;
 mod sandbox;
 mod security;
+mod streams;
 mod together;
 mod volumes;
 
@@ -27,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         sandbox::cases(),
         containers::cases(),
         exec::cases(),
+        streams::cases(),
         logs::cases(),
         together::cases(),
         limits::cases(),

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::Context;
 use cri::{Answer, v1};
 
-use super::{Pod, Template, poll_until};
+use super::{Pod, Stream, Template, poll_until};
 
 /// Longest that a container of a test takes to start or to end.
 pub const STARTS_WITHIN: Duration = Duration::from_secs(90);
@@ -114,6 +114,27 @@ impl<'p> Container<'p> {
         let cmd = words.iter().map(|word| (*word).to_owned()).collect();
         let request = v1::ExecSyncRequest { container_id: self.id.clone(), cmd, timeout: seconds };
         self.pod.node.cri.exec_sync(request)
+    }
+
+    /// Runs a command beside it as `kubectl exec` does; with a terminal there is no error output of its own.
+    ///
+    /// # Errors
+    /// What the runtime said, or its streaming server does not answer.
+    pub fn exec_stream(&self, words: &[&str], stdin: bool, tty: bool) -> anyhow::Result<Stream> {
+        let cmd = words.iter().map(|word| (*word).to_owned()).collect();
+        let container_id = self.id.clone();
+        let request = v1::ExecRequest { container_id, cmd, tty, stdin, stdout: true, stderr: !tty };
+        Stream::open(&self.pod.node.cri.exec(request)?.url)
+    }
+
+    /// Joins its first process's stdio as `kubectl attach` does.
+    ///
+    /// # Errors
+    /// What the runtime said, or its streaming server does not answer.
+    pub fn attach(&self, stdin: bool, tty: bool) -> anyhow::Result<Stream> {
+        let container_id = self.id.clone();
+        let request = v1::AttachRequest { container_id, stdin, tty, stdout: true, stderr: !tty };
+        Stream::open(&self.pod.node.cri.attach(request)?.url)
     }
 
     /// What a shell line prints in it.

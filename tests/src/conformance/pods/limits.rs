@@ -144,11 +144,13 @@ fn stats(subject: &Subject) -> anyhow::Result<()> {
     ensure!(cpu_nanos(&stats) > 0, "cpu: {:?}", stats.cpu);
     ensure!(working_set(&stats) > 0, "memory: {:?}", stats.memory);
     ensure!(stats.cpu.as_ref().is_some_and(|cpu| cpu.timestamp > 0), "time: {:?}", stats.cpu);
-    // containerd measures the layer every ten seconds; until then it says nothing of it.
-    let layer =
-        || Ok(stats_of(&container)?.writable_layer.and_then(|l| l.used_bytes).map(|b| b.value).filter(|b| *b > 0));
-    let used = poll_until(std::time::Duration::from_secs(25), layer)?.context("no size of the writable layer")?;
-    ensure!(used >= 2 << 20, "writable layer: {used} bytes");
+    // containerd measures the layer every ten seconds.
+    let layer = || {
+        let used = stats_of(&container)?.writable_layer.and_then(|layer| layer.used_bytes).map(|bytes| bytes.value);
+        Ok(used.filter(|bytes| *bytes >= 2 << 20))
+    };
+    let seen = poll_until(std::time::Duration::from_secs(25), layer)?;
+    ensure!(seen.is_some(), "the writable layer never has 2 MiB: {:?}", stats_of(&container)?.writable_layer);
     Ok(pod.remove()?)
 }
 

@@ -28,7 +28,7 @@ pub fn cases() -> Vec<Case> {
         Case::new(GROUP, "a Localhost seccomp profile decides", seccomp_localhost),
         Case::new(GROUP, "a Localhost seccomp profile that is not there is refused by its path", seccomp_missing),
         Case::new(GROUP, "an unprivileged container cannot mount or change the network", unprivileged),
-        Case::new(GROUP, "a privileged container has all capabilities, no filter and a writable /sys", privileged),
+        Case::new(GROUP, "a privileged container has all capabilities, no filter and writable cgroups", privileged),
         Case::new(GROUP, "a read-only root is not written, a volume on it is", readonly_root),
         Case::new(GROUP, "masked paths show nothing, read-only paths are not written", masked),
         Case::new(GROUP, "an empty list of masked paths masks nothing", unmasked),
@@ -190,7 +190,7 @@ fn privileged(subject: &Subject) -> anyhow::Result<()> {
     linux.security_context.get_or_insert_default().privileged = true;
     let pod = node.run_pod(subject.runtime(), config)?;
     let line = "sed -n 's/CapEff:\\t//p;s/Seccomp:\\t//p' /proc/self/status; mount -t tmpfs none /mnt && echo mounted; \
-                grep ' /sys ' /proc/mounts | grep -o ' rw'";
+                grep ' /sys/fs/cgroup' /proc/mounts | grep -q ' rw,' && echo writable";
     let template = Template::sh(line).security(|context| {
         context.privileged = true;
         context.masked_paths.clear();
@@ -201,7 +201,7 @@ fn privileged(subject: &Subject) -> anyhow::Result<()> {
     let (capabilities, rest) = printed.split_once('\n').context("lines")?;
     let capabilities = u64::from_str_radix(capabilities, 16)?;
     same("CAP_SYS_ADMIN", capabilities & CAP_SYS_ADMIN, CAP_SYS_ADMIN)?;
-    same("the rest", (status.exit_code, rest), (0, "0\nmounted\n rw\n"))?;
+    same("the rest", (status.exit_code, rest), (0, "0\nmounted\nwritable\n"))?;
     Ok(pod.remove()?)
 }
 

@@ -10,6 +10,10 @@ use crate::node::Template;
 
 const GROUP: &str = "Pods: volumes";
 
+/// Why the numbers of devices differ.
+const ITS_OWN_MOUNT: &str =
+    "each mount of a volume is a file system of its own in the machine: the same bytes, but another device number";
+
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new(GROUP, "a folder of the host is read and written", folder),
@@ -21,7 +25,8 @@ pub fn cases() -> Vec<Case> {
         Case::new(GROUP, "a volume below another is seen", nested),
         Case::new(GROUP, "owners and modes are the host's, and the container's user has to respect them", owners),
         Case::new(GROUP, "the termination message is written to the kubelet's file", termination_message),
-        Case::new(GROUP, "the same volume at two places is the same", two_places),
+        Case::new(GROUP, "the same volume at two places is the same, also to `cp`", two_places)
+            .unlike_in_a_vm(ITS_OWN_MOUNT, two_places_in_a_vm),
         Case::new(GROUP, "thirty volumes are all there", thirty),
     ]
 }
@@ -126,6 +131,15 @@ fn termination_message(subject: &Subject) -> anyhow::Result<()> {
     let (status, _) = pod.run_to_end(template)?;
     same("exit code", status.exit_code, 3)?;
     same("message", fs::read_to_string(&file)?.as_str(), "it was me\n")?;
+    Ok(pod.remove()?)
+}
+
+fn two_places_in_a_vm(subject: &Subject) -> anyhow::Result<()> {
+    let (pod, folder) = (pod(subject)?, node()?.fresh_folder());
+    let line = "echo same > /one/file; cat /two/file; echo more >> /two/file; cat /one/file";
+    let template = Template::sh(line).mount(&folder, "/one", false).mount(&folder, "/two", false);
+    let (_, printed) = pod.run_to_end(template)?;
+    same("printed", printed.as_str(), "same\nsame\nmore\n")?;
     Ok(pod.remove()?)
 }
 
