@@ -10,13 +10,18 @@
 
 use std::io::{self, Read};
 
-use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, LogLevel};
-use protobuf::{Enum, Message};
+use containerd_shim_protos::{
+    bootstrap_api::{BootstrapParams, BootstrapResult, LogLevel},
+    shim::oci::Options,
+};
+use protobuf::{Enum, Message, well_known_types::any::Any};
 
 use crate::arguments::Arguments;
 
 /// Longest standard input that is read; options are a few kilobytes.
 pub const INPUT_LEN_MAX: u64 = 1 << 20;
+/// Name of runc's options, the only ones that place a shim.
+const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 /// Version of the shim protocol in which the reply became a structure.
 const STRUCTURED_REPLY_VERSION: u32 = 3;
 
@@ -38,6 +43,8 @@ pub struct Bootstrap {
     pub arguments: Arguments,
     /// Where containerd takes events, if standard input said so.
     pub ttrpc_address: Option<String>,
+    /// The cgroup that the operator's options choose for the shim.
+    pub shim_cgroup: Option<String>,
     /// How to answer.
     pub reply: Reply,
 }
@@ -48,8 +55,10 @@ impl Bootstrap {
         let Some(params) = params(&arguments, input) else {
             let version = max_version.and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
             let reply = if version >= STRUCTURED_REPLY_VERSION { Reply::Json } else { Reply::Plain };
-            return Self { arguments, ttrpc_address: None, reply };
+            let shim_cgroup = Any::parse_from_bytes(input).ok().and_then(|options| shim_cgroup(&options));
+            return Self { arguments, ttrpc_address: None, shim_cgroup, reply };
         };
+        let shim_cgroup = params.extensions.iter().find_map(|extension| shim_cgroup(&extension.value));
         // More is ever more negative, and numbers that are not known yet count like their neighbours.
         arguments.debug |= params.log_level.value() <= LogLevel::LOG_LEVEL_DEBUG.value();
         for (field, value) in [
@@ -63,7 +72,7 @@ impl Bootstrap {
             }
         }
         let ttrpc_address = Some(params.containerd_ttrpc_address).filter(|address| !address.is_empty());
-        Self { arguments, ttrpc_address, reply: Reply::Protobuf }
+        Self { arguments, ttrpc_address, shim_cgroup, reply: Reply::Protobuf }
     }
 
     /// The bytes of the answer.
@@ -97,6 +106,12 @@ fn params(arguments: &Arguments, input: &[u8]) -> Option<BootstrapParams> {
     (named_by_flags || named_here).then_some(params)
 }
 
+fn shim_cgroup(options: &Any) -> Option<String> {
+    let name = options.type_url.rsplit('/').next().filter(|name| *name == RUNC_OPTIONS);
+    let options = name.and_then(|_| Options::parse_from_bytes(&options.value).ok());
+    options.map(|options| options.shim_cgroup).filter(|path| !path.is_empty())
+}
+
 /// Reads standard input to its end, or to [`INPUT_LEN_MAX`]; what cannot be read is taken for nothing.
 pub fn read_input() -> Vec<u8> {
     let mut input = Vec::new();
@@ -109,7 +124,7 @@ pub fn read_input() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protobuf::well_known_types::any::Any;
+    use containerd_shim_protos::bootstrap_api::Extension;
 
     fn flags(line: &str) -> Arguments {
         Arguments::parse(line.split_whitespace().map(str::to_owned)).expect("parsed")
@@ -128,6 +143,19 @@ mod tests {
             assert_eq!(bootstrap.answer("unix:///s"), b"unix:///s");
             assert_eq!(bootstrap.arguments.id, "abc");
         }
+    }
+
+    #[test]
+    fn the_operators_cgroup_is_read_from_either_form() {
+        let value = Options { shim_cgroup: "/shims".into(), ..Options::default() }.write_to_bytes().expect("bytes");
+        let options = Any { type_url: RUNC_OPTIONS.into(), value, ..Any::default() };
+        let bytes = options.write_to_bytes().expect("bytes");
+        assert_eq!(from_1_6(&bytes).shim_cgroup.as_deref(), Some("/shims"));
+        let other = Any { type_url: "runtimeoptions.v1.Options".into(), ..options.clone() };
+        assert_eq!(from_1_6(&other.write_to_bytes().expect("bytes")).shim_cgroup, None);
+        let extension = Extension { value: Some(options).into(), ..Extension::default() };
+        let params = BootstrapParams { instance_id: "abc".into(), extensions: vec![extension], ..Default::default() };
+        assert_eq!(from_1_6(&params.write_to_bytes().expect("bytes")).shim_cgroup.as_deref(), Some("/shims"));
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::{
     containers::{Containers, KILLED_STATUS},
     ending::Ending,
     lock::held,
-    metrics,
+    malformed, metrics,
     pod_request::PodRequest,
     refusal::Refusal,
     sandbox::{Phase, Sandbox},
@@ -65,7 +65,7 @@ impl SandboxService {
     /// The handlers under the service's name.
     pub fn handlers(&self) -> HashMap<String, Service> {
         let shared: Arc<dyn SandboxCalls + Send + Sync> = Arc::new(self.clone());
-        create_sandbox(shared)
+        malformed::refused(create_sandbox(shared))
     }
 
     fn create(&self, request: &CreateSandboxRequest) -> Result<(), Refusal> {

@@ -28,7 +28,7 @@ use crate::{
     ending::Ending,
     group::Group,
     lifecycle::Phase,
-    metrics,
+    malformed, metrics,
     pod_request::PodRequest,
     refusal::Refusal,
     stdio::Paths,
@@ -55,7 +55,7 @@ impl TaskService {
     pub fn handlers(&self) -> HashMap<String, Service> {
         let mut all = create_task(self.shared());
         all.extend(create_task(self.shared()).remove(SERVICE_V3).map(|service| (SERVICE_V2.to_owned(), service)));
-        all
+        malformed::refused(all)
     }
 
     /// The pod's end, which other services may ask for too.
@@ -318,6 +318,10 @@ fn new_exec(request: ExecProcessRequest) -> Result<NewExec, Refusal> {
 // containerd wraps OCI objects as JSON in an `Any` whose type names them; only the JSON is of interest.
 fn oci_object<T: DeserializeOwned>(what: &str, any: Option<&Any>) -> Result<T, Refusal> {
     let bytes = any.map(|any| any.value.as_slice()).unwrap_or_default();
+    // serde would take a list for an object whose fields all have a default.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(invalid(format!("the request's OCI {what} object is broken: it is a list")));
+    }
     serde_json::from_slice(bytes)
         .map_err(|error| invalid(format!("the request's OCI {what} object is broken: {error}")))
 }

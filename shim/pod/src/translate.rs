@@ -104,6 +104,8 @@ fn guest_cgroup(host: Option<&Path>, id: &str) -> PathBuf {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests {
     use oci_spec::runtime::LinuxNamespaceType;
     use serde_json::json;
