@@ -12,6 +12,7 @@ mod terminal;
 
 use crate::plan::Namespace;
 use crate::procfs::Procfs;
+use crate::signals;
 use crate::stage::STAGE_NAME;
 use crate::steps::{Failure, FailureKind, Step};
 use crate::sys::{self, Sibling};
@@ -83,7 +84,7 @@ fn serve() -> io::Result<()> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     rustix::process::umask(Mode::empty());
     // Now, while nobody waits, and for the program: the standard library has just made this process ignore SIGPIPE.
-    sys::reset_signals();
+    signals::reset();
     let Some((roles, fds)) = wire::receive(socket.as_fd())? else { return Ok(()) };
     let mut cast = Cast::default();
     roles.into_iter().zip(fds).for_each(|(role, fd)| cast.take(role, fd));

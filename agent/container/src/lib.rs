@@ -35,6 +35,7 @@ mod in_root;
 pub mod plan;
 mod procfs;
 pub mod seccomp;
+mod signals;
 mod stage;
 mod steps;
 mod sys;

@@ -116,14 +116,14 @@ pub fn close_all_but_stdio_on_exec() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
 }
 
-/// Gives every signal its default action and blocks none, as a new program expects.
+/// Gives the signals of a mask (the lowest bit for signal 1) their default action and blocks none.
 ///
 /// Past the C library, which hides the two signals it uses itself and leaves them ignored in what posix_spawn starts.
-pub fn reset_signals() {
+pub fn reset_signals(mask: u64) {
     /// struct sigaction of the kernel for x86_64: handler, flags, restorer, mask. All zero is SIG_DFL.
     const DEFAULT: [u64; 4] = [0; 4];
     const MASK_SIZE: usize = size_of::<u64>();
-    for signal in 1..=64 {
+    for signal in (1..=64).filter(|signal| mask >> (signal - 1) & 1 == 1) {
         // SAFETY: the kernel reads 32 bytes of DEFAULT and writes nothing; SIG_DFL runs no code of ours. SIGKILL and SIGSTOP
         // are refused, which is as it should be.
         unsafe {
