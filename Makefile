@@ -108,7 +108,7 @@ $(STAGE)/share/kata-rs/guest.erofs: programs
 	@strip -o $(OUT)/kata-rs-agent $(OUT)/$(TRIPLE)/guest/kata-rs-agent
 	@$(RELEASE)/rootfs-builder guest --agent $(OUT)/kata-rs-agent --out $@
 
-$(IMAGES)/%.tar: rootfs-builder/src/image.rs rootfs-builder/src/layer.rs rootfs-builder/src/oci.rs | programs
+$(IMAGES)/%.tar: rootfs-builder/src/image.rs rootfs-builder/src/layer.rs rootfs-builder/src/ld_cache.rs rootfs-builder/src/oci.rs | programs
 	@$(STEP) "image $*" $(RELEASE)/rootfs-builder oci --from $* --out $@ && touch $@
 
 .PHONY: machine

@@ -15,11 +15,12 @@ use thiserror::Error;
 use crate::deb::{self, DebError, Layout, Package};
 use crate::elf::{self, Elf};
 use crate::layer::Layer;
+use crate::ld_cache;
 use crate::oci::{ArchiveError, Defaults, Image};
 use crate::tree::{Kind, Node, Tree, TreeError};
 
 /// Part of the cache key: raise it when this file changes what an image holds.
-const RECIPE_VERSION: u32 = 2;
+const RECIPE_VERSION: u32 = 3;
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
     daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin\n\
@@ -213,7 +214,7 @@ impl Recipe {
 
     fn build(self, packages: &[Package]) -> Result<Image, ImageError> {
         deb::fetch(packages, &deb::cache_dir()).map_err(|source| ImageError::Packages { recipe: self, source })?;
-        let trees = match self {
+        let mut trees = match self {
             Self::Busybox => vec![("busybox and the C library", self.busybox(packages)?)],
             Self::Python => vec![
                 ("Debian base", self.debian_layer(packages, &BASE, true)?),
@@ -222,11 +223,24 @@ impl Recipe {
             Self::Pause => vec![("catatonit", self.pause(packages)?)],
         };
         check_libraries(trees.iter().map(|(_, tree)| tree))?;
+        self.add_loader_cache(&mut trees)?;
         let mut layers = Vec::new();
         for (what, tree) in &trees {
             layers.push(((*what).to_owned(), Layer::of(tree).map_err(ImageError::Layer)?));
         }
         Ok(Image { reference: self.reference(), defaults: self.defaults(packages), layers })
+    }
+
+    /// In the last layer, for the libraries of all; the pause program is static.
+    fn add_loader_cache(self, trees: &mut [(&str, Tree)]) -> Result<(), ImageError> {
+        let cache = ld_cache::of(trees.iter().map(|(_, tree)| tree));
+        match trees.last_mut() {
+            Some((_, last)) if self != Self::Pause => {
+                let insert = last.insert("etc/ld.so.cache", Node::file(0o644, cache));
+                insert.map_err(|source| ImageError::Tree { recipe: self, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn defaults(self, packages: &[Package]) -> Defaults {

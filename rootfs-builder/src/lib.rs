@@ -25,6 +25,7 @@ pub mod erofs;
 pub mod guest;
 pub mod image;
 pub mod layer;
+pub mod ld_cache;
 pub mod machine_image;
 pub mod modules;
 pub mod oci;
