@@ -12,10 +12,11 @@ use std::{
 };
 
 use agent_protocol::messages::{DeviceIo, StatsResponse};
+use container::cgroup::{DeviceProgram, RulesInForce};
 use container::plan::{DeviceKind, DevicePlan};
 use container::{
     Cgroup, CgroupError, ContainerHandle, ContainerPlan, Created, FailureKind, GuestFacts, PlanError, Stage,
-    StageError, StdioFds, TerminalSize, plan, plan_exec, plan_limits,
+    StageError, StdioFds, TerminalSize, plan, plan_devices, plan_exec, plan_limits,
 };
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, pidfd_send_signal, waitid};
@@ -43,6 +44,8 @@ struct Spare {
 struct Contained {
     plan: ContainerPlan,
     cgroup: Cgroup,
+    /// Which devices may be made and opened.
+    devices: Mutex<(DeviceProgram, RulesInForce)>,
     init_pid: u32,
     pidfd: OwnedFd,
     gate: Mutex<Option<container::Gate>>,
@@ -113,8 +116,10 @@ impl Runtime for Stages {
         let cgroup =
             Cgroup::create(&self.guest.cgroup_root, &plan.cgroup.path).map_err(|error| of_cgroup(&what(), error))?;
         let made = self.make(&plan, &cgroup, stdio).inspect_err(|_| give_back(&cgroup));
-        let (pid, pidfd, master, gate) = split(made?);
+        let (created, rules) = made?;
+        let (pid, pidfd, master, gate) = split(created);
         let container = Contained {
+            devices: Mutex::new((plan.cgroup.devices.clone(), rules)),
             plan,
             cgroup,
             init_pid: pid,
@@ -142,12 +147,18 @@ impl Stages {
         held.as_ref().expect("just made").try_clone().map_err(|error| failed(error.into()))
     }
 
-    fn make(&self, plan: &ContainerPlan, cgroup: &Cgroup, stdio: ProcessStdio) -> Result<Created, Refusal> {
+    fn make(
+        &self,
+        plan: &ContainerPlan,
+        cgroup: &Cgroup,
+        stdio: ProcessStdio,
+    ) -> Result<(Created, RulesInForce), Refusal> {
         let what = || format!("container {:?}", plan.id);
         cgroup.apply(&plan.cgroup.limits).map_err(|error| of_cgroup(&what(), error))?;
-        cgroup.attach_devices(&plan.cgroup.devices).map_err(|error| of_cgroup(&what(), error))?;
+        let rules = cgroup.attach_devices(&plan.cgroup.devices, None).map_err(|error| of_cgroup(&what(), error))?;
         let stdio = fds(stdio).map_err(|error| Refusal::failed("open /dev/null", error))?;
-        self.spare.take()?.create(plan, cgroup, stdio).map_err(|error| of_stage(CREATE, &what(), error))
+        let created = self.spare.take()?.create(plan, cgroup, stdio);
+        Ok((created.map_err(|error| of_stage(CREATE, &what(), error))?, rules))
     }
 }
 
@@ -223,7 +234,9 @@ impl Container for Contained {
 
     fn update(&self, resources: &LinuxResources) -> Result<(), Refusal> {
         let limits = plan_limits(resources, &self.guest).map_err(|error| of_plan("new limits", error))?;
-        self.cgroup.apply(&limits).map_err(|error| of_cgroup("new limits", error))
+        let rules = plan_devices(resources).map_err(|error| of_plan("new device rules", error))?;
+        self.cgroup.apply(&limits).map_err(|error| of_cgroup("new limits", error))?;
+        rules.map_or(Ok(()), |rules| self.allow_devices(rules))
     }
 
     fn freeze(&self, frozen: bool) -> Result<(), Refusal> {
@@ -244,6 +257,18 @@ impl Container for Contained {
 fn exists_in_guest(device: &DevicePlan) -> bool {
     let kind = if device.kind == DeviceKind::Block { "block" } else { "char" };
     PathBuf::from(format!("/sys/dev/{kind}/{}:{}", device.major, device.minor)).exists()
+}
+
+impl Contained {
+    /// An orchestrator that changes a limit sends the rules of the beginning along, and those are in force.
+    fn allow_devices(&self, rules: DeviceProgram) -> Result<(), Refusal> {
+        let mut held = self.devices.lock().expect("no code panics while it holds this lock");
+        if held.0 != rules {
+            let replaced = self.cgroup.attach_devices(&rules, Some(&held.1));
+            *held = (rules, replaced.map_err(|error| of_cgroup("new device rules", error))?);
+        }
+        Ok(())
+    }
 }
 
 /// After a failed create: its processes are dead or dying, and the cgroup must not stand in the way of the next try.

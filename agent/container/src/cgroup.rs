@@ -83,6 +83,10 @@ pub struct Cgroup {
     directory: OwnedFd,
 }
 
+/// Device rules of a cgroup, to be replaced by others. They stay in force without this.
+#[derive(Debug)]
+pub struct RulesInForce(OwnedFd);
+
 impl Cgroup {
     /// Makes `path` below `root` (where the cgroup2 tree is mounted), with every controller that `root` has handed down to it, and
     /// room for [`DEPTH_MAX`] levels and [`DESCENDANTS_MAX`] cgroups of the container's own.
@@ -148,12 +152,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Puts device rules in force, besides any already there.
+    /// Puts device rules in force, in the place of rules that were put in force before, or besides any already there.
     ///
     /// # Errors
     /// The kernel has no BPF for cgroups, or refuses the program.
-    pub fn attach_devices(&self, program: &DeviceProgram) -> Result<(), CgroupError> {
-        sys::attach_device_program(self.directory.as_fd(), program.instructions())
+    pub fn attach_devices(
+        &self,
+        program: &DeviceProgram,
+        replaced: Option<&RulesInForce>,
+    ) -> Result<RulesInForce, CgroupError> {
+        let replaced = replaced.map(|rules| rules.0.as_fd());
+        sys::attach_device_program(self.directory.as_fd(), program.instructions(), replaced)
+            .map(RulesInForce)
             .map_err(|source| CgroupError::Devices { path: self.path.clone(), source })
     }
 

@@ -21,7 +21,7 @@
 //! let plan = container::plan("c1", &spec, &guest)?;
 //! let cgroup = container::Cgroup::create(&guest.cgroup_root, &plan.cgroup.path)?;
 //! cgroup.apply(&plan.cgroup.limits)?;
-//! cgroup.attach_devices(&plan.cgroup.devices)?;
+//! cgroup.attach_devices(&plan.cgroup.devices, None)?;
 //! let created = stage.create(&plan, &cgroup, stdio)?; // stopped at its gate
 //! let running = created.start()?; // the program has been executed
 //! # let _ = running; Ok(()) }
@@ -47,7 +47,7 @@ pub use cgroup::{Cgroup, CgroupError, Limits, Stats};
 pub use child::stage_main_if_asked;
 pub use exit::exit_status;
 pub use guest::GuestFacts;
-pub use plan::{ContainerPlan, ExecPlan, PlanError, Warning, plan, plan_exec, plan_limits};
+pub use plan::{ContainerPlan, ExecPlan, PlanError, Warning, plan, plan_devices, plan_exec, plan_limits};
 pub use stage::{ContainerHandle, Created, Gate, Running, Stage, StageError, StdioFds};
 pub use steps::{Failure, FailureKind};
 pub use terminal::TerminalSize;

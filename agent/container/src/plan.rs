@@ -99,6 +99,15 @@ pub fn plan_exec(
     Ok(exec)
 }
 
+/// The device rules that an update asks for; none when it says nothing about devices.
+///
+/// # Errors
+/// A rule that is none.
+pub fn plan_devices(resources: &oci_spec::runtime::LinuxResources) -> Result<Option<DeviceProgram>, PlanError> {
+    let Some(asked) = resources.devices().as_deref().filter(|rules| !rules.is_empty()) else { return Ok(None) };
+    Ok(Some(DeviceProgram::compile(&devices::rules(asked)?)))
+}
+
 fn check_id(id: &str) -> Result<(), PlanError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     let starts_well = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());

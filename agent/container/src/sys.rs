@@ -268,13 +268,18 @@ struct BpfAttach {
     replace_bpf_fd: u32,
 }
 
-/// Loads an eBPF program of type cgroup_device and attaches it to a cgroup, beside any program already there.
-pub fn attach_device_program(cgroup: BorrowedFd<'_>, instructions: &[u64]) -> io::Result<()> {
+/// Loads an eBPF program of type cgroup_device and attaches it to a cgroup, in the place of `replaced` or else beside any program already there.
+pub fn attach_device_program(
+    cgroup: BorrowedFd<'_>,
+    instructions: &[u64],
+    replaced: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
     const BPF_PROG_LOAD: libc::c_int = 5;
     const BPF_PROG_ATTACH: libc::c_int = 8;
     const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
     const BPF_CGROUP_DEVICE: u32 = 6;
     const BPF_F_ALLOW_MULTI: u32 = 2;
+    const BPF_F_REPLACE: u32 = 4;
     let load = BpfLoad {
         prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
         insn_cnt: u32::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
@@ -291,11 +296,12 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, instructions: &[u64]) -> io
         target_fd: cgroup.as_raw_fd() as u32,
         attach_bpf_fd: program.as_raw_fd() as u32,
         attach_type: BPF_CGROUP_DEVICE,
-        attach_flags: BPF_F_ALLOW_MULTI,
-        replace_bpf_fd: 0,
+        attach_flags: BPF_F_ALLOW_MULTI | if replaced.is_some() { BPF_F_REPLACE } else { 0 },
+        replace_bpf_fd: replaced.map_or(0, |program| program.as_raw_fd() as u32),
     };
     // SAFETY: attach lives over the call and has the size that is passed; it holds no pointers.
-    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<BpfAttach>()) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<BpfAttach>()) })?;
+    Ok(program)
 }
 
 fn check<T: Into<i64>>(outcome: T) -> io::Result<i64> {

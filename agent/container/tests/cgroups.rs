@@ -97,8 +97,8 @@ fn needs_root_device_rules_hold_for_every_process_inside() {
         minor: Some(3),
         access: Access::ALL,
     };
-    match cgroup.attach_devices(&DeviceProgram::compile(&[null])) {
-        Ok(()) => {}
+    let rules = match cgroup.attach_devices(&DeviceProgram::compile(&[null]), None) {
+        Ok(rules) => rules,
         Err(error) => {
             let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             assert!(std::env::var_os("CI").is_none(), "{error}: {source}");
@@ -106,7 +106,7 @@ fn needs_root_device_rules_hold_for_every_process_inside() {
             cgroup.remove().expect("removed");
             return;
         }
-    }
+    };
     let script = "read go; cat /dev/null && echo null; cat /dev/zero | head -c 1; echo end";
     let mut child = Command::new("sh")
         .args(["-c", script])
@@ -122,6 +122,21 @@ fn needs_root_device_rules_hold_for_every_process_inside() {
     assert_eq!(lines, ["null", "end"]);
     let complaint = std::io::read_to_string(child.stderr.take().expect("piped")).expect("read");
     assert!(complaint.contains("Operation not permitted"), "{complaint}");
+    child.wait().expect("ended");
+    let zero = DeviceRule { minor: Some(5), ..null };
+    cgroup.attach_devices(&DeviceProgram::compile(&[zero]), Some(&rules)).expect("replaced");
+    let script = "read go; head -c 1 /dev/zero | wc -c; cat /dev/null || echo no null";
+    let mut child = Command::new("sh")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    cgroup.add(child.id()).expect("added");
+    drop(child.stdin.take());
+    let text = std::io::read_to_string(child.stdout.take().expect("piped")).expect("read");
+    assert_eq!(text, "1\nno null\n", "the new rules alone are in force");
     child.wait().expect("ended");
     cgroup.remove().expect("removed");
 }

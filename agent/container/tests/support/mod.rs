@@ -169,7 +169,7 @@ impl Pod {
         let plan = plan(&self.id, &spec, &self.guest).expect("a plan");
         let cgroup = Cgroup::create(&self.guest.cgroup_root, &plan.cgroup.path).expect("a cgroup");
         cgroup.apply(&plan.cgroup.limits).expect("limits");
-        cgroup.attach_devices(&plan.cgroup.devices).expect("device rules");
+        cgroup.attach_devices(&plan.cgroup.devices, None).expect("device rules");
         let created = stage().create(&plan, &cgroup, stdio);
         *self.planned.borrow_mut() = Some(plan);
         self.cgroups.borrow_mut().push(cgroup);
