@@ -10,6 +10,8 @@
 #
 # VERSION is the program's version and a digest of the files, so one name never stands for two builds.
 set -eu
+# Folders that everybody may look into, whatever the caller's habit.
+umask 022
 
 usage() {
 	cat <<-'END'

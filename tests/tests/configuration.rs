@@ -166,6 +166,42 @@ fn a_pod_is_sized_by_its_limits_and_without_them_by_the_operator() {
 }
 
 #[test]
+fn containers_that_are_added_later_fit_in_together() {
+    needs!(Kvm, Root, Stage, Program("containerd"));
+    let operator = operator();
+    operator.writes("", "");
+    let pod = operator.node.run_pod(RUNTIME, operator.pod(&[], memory(3 * 96))).expect("the pod runs");
+    // Each fills most of its limit and holds it until all three have.
+    let filler = |number: usize| {
+        Template::python("import time; held = b'x' * (72 << 20); print('full', flush=True); time.sleep(1000)")
+            .named(&format!("c{number}"))
+            .resources(|resources| resources.memory_limit_in_bytes = 96 << 20)
+    };
+    let containers: Vec<_> = (0..3).map(|number| pod.start(filler(number)).expect("it starts")).collect();
+    for container in &containers {
+        container.wait_for_output("full").expect("it fills its limit");
+        assert_eq!(container.status().expect("known").state(), v1::ContainerState::ContainerRunning);
+    }
+    pod.remove().expect("the pod goes");
+}
+
+#[test]
+fn the_levels_reach_kernel_agent_and_shim() {
+    needs!(Kvm, Root, Stage, Program("containerd"));
+    let operator = operator();
+    operator.writes("console_level = 7\nagent_log_level = \"debug\"\nlog_level = \"debug\"\n", "");
+    let words = operator.says(operator.pod(&[], None), Template::command(&["cat", "/proc/cmdline"]));
+    for word in ["loglevel=7", "kata_rs.log=debug"] {
+        assert!(words.split_whitespace().any(|other| other == word), "{word} is not in {words}");
+    }
+    let log = fs::read_to_string(operator.node.containerd.folder().join("containerd.log")).expect("there is a log");
+    // At level 6 (info), so not printed by default, and a whole line.
+    let mounted = "VFS: Mounted root (erofs filesystem) readonly";
+    let printed = log.lines().any(|line| line.contains("level=debug") && line.contains(mounted));
+    assert!(printed, "the guest's kernel is not in containerd's log");
+}
+
+#[test]
 fn a_container_whose_limit_is_above_its_machine_runs_all_the_same() {
     needs!(Kvm, Root, Stage, Program("containerd"));
     let operator = operator();

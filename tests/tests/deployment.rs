@@ -167,6 +167,24 @@ fn another_build_becomes_current_and_the_first_can_be_gone_back_to() {
     assert_eq!(pruned.trim(), format!("removed {second}"));
 }
 
+/// As a build is brought to a node: the stage with `deploy` in it.
+#[test]
+fn the_installer_that_lies_in_a_build_installs_that_build() {
+    needs!(Root, Stage);
+    let (root, build) = (Root::new(), second_build());
+    let deploy = build.path().join("share/kata-rs/deploy");
+    run(Command::new("cp").arg("-r").arg(prefix::workspace().join("deploy")).arg(&deploy)).success();
+    let own = |script: PathBuf, word: &str| {
+        run(Command::new(script).arg(word).arg("--root").arg(root.folder.path()).stdin(Stdio::null())).success()
+    };
+    let version = own(deploy.join("install.sh"), "install").trim().to_owned();
+    assert!(root.version(&version).join("share/kata-rs/build").is_file());
+    let installed = root.top().join("current/share/kata-rs/deploy/install.sh");
+    assert_eq!(own(installed.clone(), "install").trim(), version, "again from where it is now");
+    own(installed, "uninstall");
+    assert!(!root.top().exists());
+}
+
 #[test]
 fn a_build_that_is_not_complete_is_refused_and_nothing_is_installed() {
     needs!(Root, Stage);

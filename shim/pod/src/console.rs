@@ -14,6 +14,8 @@ use crate::error::guest_text;
 
 /// How much of a console is kept; a kernel panic with its trace is about 4 KiB.
 const TAIL_LEN_MAX: usize = 16 * 1024;
+/// Longest line of the log; what is longer is more lines, and what a guest writes without an end takes no more memory than this.
+const LINE_LEN_MAX: usize = 1024;
 /// How much of it an error shows.
 const SHOWN_CHARS_MAX: usize = 2048;
 /// How long the end of a dead machine's console is waited for.
@@ -27,7 +29,7 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// Begins to read the pipe; what comes is also logged.
+    /// Begins to read the pipe; what comes is also logged, line by line.
     pub(crate) fn follow(name: &'static str, level: log::Level, pipe: OwnedFd) -> io::Result<Self> {
         let mut pipe = pipe::Receiver::from_owned_fd(pipe)?;
         let bytes = Arc::new(Mutex::new(VecDeque::new()));
@@ -35,10 +37,13 @@ impl Tail {
         let kept = Arc::clone(&bytes);
         tokio::spawn(async move {
             let mut chunk = [0u8; 4096];
+            let mut line = Line::default();
+            let log = |words: String| log::log!(level, "{name}: {words}");
             while let Ok(len @ 1..) = pipe.read(&mut chunk).await {
-                log::log!(level, "{name}: {}", guest_text(&chunk[..len], chunk.len()));
                 keep(&mut kept.lock().unwrap_or_else(PoisonError::into_inner), &chunk[..len]);
+                line.take(&chunk[..len]).into_iter().for_each(log);
             }
+            line.end().into_iter().for_each(log);
             end.send_replace(true);
         });
         Ok(Self { bytes, ended })
@@ -51,6 +56,31 @@ impl Tail {
         let _ = tokio::time::timeout(SETTLE_DEADLINE, settled).await;
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         guest_text(bytes.make_contiguous(), SHOWN_CHARS_MAX)
+    }
+}
+
+/// A line that comes in pieces: the guest's early console is written 16 bytes at a time.
+#[derive(Debug, Default)]
+struct Line(Vec<u8>);
+
+impl Line {
+    /// The lines that this piece completes, fit to be shown; empty ones are left out.
+    fn take(&mut self, piece: &[u8]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for byte in piece {
+            if *byte != b'\n' {
+                self.0.push(*byte);
+            }
+            if *byte == b'\n' || self.0.len() >= LINE_LEN_MAX {
+                lines.extend(self.end());
+            }
+        }
+        lines
+    }
+
+    /// What is left at the end.
+    fn end(&mut self) -> Option<String> {
+        Some(guest_text(&std::mem::take(&mut self.0), LINE_LEN_MAX)).filter(|text| !text.is_empty())
     }
 }
 
@@ -72,6 +102,24 @@ mod tests {
     use std::{fs::File, io::Write};
 
     use super::*;
+
+    #[test]
+    fn lines_are_whole_however_they_come() {
+        let mut line = Line::default();
+        assert!(line.take(b"[    0.1] Linux ver").is_empty());
+        assert_eq!(line.take(b"sion 6.12\r\n\n[ 0.2] "), ["[    0.1] Linux version 6.12"]);
+        assert_eq!(line.take(b"two\nthree"), ["[ 0.2] two"]);
+        assert_eq!(line.end().as_deref(), Some("three"));
+        assert_eq!(line.end(), None);
+    }
+
+    #[test]
+    fn a_line_without_an_end_has_one() {
+        let mut line = Line::default();
+        let lines: Vec<_> = (0..64).flat_map(|_| line.take(&[b'x'; 100])).collect();
+        assert_eq!(lines.len(), 6400 / LINE_LEN_MAX);
+        assert!(lines.iter().all(|text| text.len() == LINE_LEN_MAX) && line.0.len() < LINE_LEN_MAX);
+    }
 
     #[tokio::test]
     async fn the_tail_is_the_end_and_bounded() {
