@@ -82,14 +82,31 @@ impl EventLog {
     /// # Errors
     /// The socket cannot be bound.
     pub fn listen(path: &Path) -> anyhow::Result<Self> {
-        let heard = Arc::new(Heard::default());
-        let service: Arc<dyn Events + Send + Sync> = Arc::new(Listener(Arc::clone(&heard)));
-        let server = Server::new().bind(&format!("unix://{}", path.display()))?;
-        // Requests of one connection are handled one after the other only if one thread does it.
+        let mut log = Self { path: path.to_owned(), server: None, heard: Arc::default() };
+        log.listen_again()?;
+        Ok(log)
+    }
+
+    /// Stops listening, as a containerd that ends: connections break, and the socket's name leads nowhere.
+    pub fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.shutdown();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    /// Listens at the same path again; what was heard before is kept.
+    ///
+    /// # Errors
+    /// The socket cannot be bound.
+    pub fn listen_again(&mut self) -> anyhow::Result<()> {
+        let service: Arc<dyn Events + Send + Sync> = Arc::new(Listener(Arc::clone(&self.heard)));
+        let server = Server::new().bind(&format!("unix://{}", self.path.display()))?;
         let server = server.set_thread_count_default(2).set_thread_count_min(1).set_thread_count_max(4);
         let mut server = server.register_service(create_events(service));
-        server.start().with_context(|| format!("cannot listen at {}", path.display()))?;
-        Ok(Self { path: path.to_owned(), server: Some(server), heard })
+        server.start().with_context(|| format!("cannot listen at {}", self.path.display()))?;
+        self.server = Some(server);
+        Ok(())
     }
 
     /// The socket.
@@ -126,10 +143,7 @@ impl EventLog {
 
 impl Drop for EventLog {
     fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.shutdown();
-        }
-        let _ = std::fs::remove_file(&self.path);
+        self.stop();
     }
 }
 

@@ -25,6 +25,72 @@ pub fn make(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make the pipe {}", path.display()))
 }
 
+/// Opens a pipe for reading without waiting for a writer; nothing is read yet. The pipe must be there.
+///
+/// # Errors
+/// It is not.
+pub fn open_reader(path: &Path) -> anyhow::Result<File> {
+    Ok(OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?)
+}
+
+/// Reads one line, as soon as it is there.
+///
+/// # Errors
+/// It does not come.
+pub fn read_line(mut pipe: &File) -> anyhow::Result<String> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut byte = [0];
+        match pipe.read(&mut byte) {
+            Ok(1) => line.push(byte[0]),
+            // Empty, or nobody writes yet.
+            Ok(_) => wait_readable(pipe)?,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => wait_readable(pipe)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
+}
+
+fn wait_readable(pipe: &File) -> anyhow::Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let timeout = Timespec { tv_sec: DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
+    anyhow::ensure!(
+        poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&timeout))? > 0,
+        "no output within {DEADLINE:?}"
+    );
+    Ok(())
+}
+
+/// Waits until a pipe that nobody reads is full: its writers are blocked then.
+///
+/// # Errors
+/// It does not fill.
+pub fn wait_until_full(pipe: &File) -> anyhow::Result<()> {
+    let end = Instant::now() + DEADLINE;
+    let capacity = rustix::pipe::fcntl_getpipe_size(pipe)?;
+    while usize::try_from(rustix::io::ioctl_fionread(pipe)?)? < capacity {
+        anyhow::ensure!(Instant::now() < end, "the pipe does not fill within {DEADLINE:?}");
+        // Readiness says that there is something, not that there is no more room.
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Waits until a file is there.
+///
+/// # Errors
+/// It does not come.
+pub fn wait_for_file(path: &Path) -> anyhow::Result<()> {
+    let end = Instant::now() + DEADLINE;
+    while !path.exists() {
+        anyhow::ensure!(Instant::now() < end, "{} does not come within {DEADLINE:?}", path.display());
+        // Whoever makes it is not our child.
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
 #[derive(Default)]
 struct Content {
     bytes: Vec<u8>,
@@ -149,6 +215,11 @@ impl Stdio {
         Self::default()
     }
 
+    /// Output and errors to an address such as `file:///path`.
+    pub fn to(address: &str) -> Self {
+        Self { stdout: address.to_owned(), stderr: address.to_owned(), ..Self::default() }
+    }
+
     /// Output and errors to pipes named `name.out` and `name.err`, which are read.
     ///
     /// # Errors
@@ -171,9 +242,33 @@ impl Stdio {
     pub fn all(folder: &Path, name: &str) -> anyhow::Result<Self> {
         let path = folder.join(format!("{name}.in"));
         make(&path)?;
-        // Open for both, so that opening waits for nobody.
-        let writer = OpenOptions::new().read(true).write(true).open(&path)?;
-        Ok(Self { stdin: path.display().to_string(), writer: Some(writer), ..Self::output(folder, name)? })
+        let mut stdio = Self { stdin: path.display().to_string(), ..Self::output(folder, name)? };
+        stdio.come_back()?;
+        Ok(stdio)
+    }
+
+    /// Opens this end of the input, for the first time or again.
+    ///
+    /// # Errors
+    /// The pipe is gone.
+    pub fn come_back(&mut self) -> anyhow::Result<()> {
+        // For both, so that opening waits for nobody.
+        self.writer = Some(OpenOptions::new().read(true).write(true).open(&self.stdin)?);
+        Ok(())
+    }
+
+    /// Input, errors that are read, and output to a pipe that is there and not read.
+    ///
+    /// # Errors
+    /// The pipes cannot be made.
+    pub fn unread(folder: &Path, name: &str) -> anyhow::Result<Self> {
+        let (input, out) = (folder.join(format!("{name}.in")), folder.join(format!("{name}.out")));
+        make(&input)?;
+        make(&out)?;
+        let mut stdio =
+            Self { stdin: input.display().to_string(), stdout: out.display().to_string(), ..Self::default() };
+        stdio.come_back()?;
+        Ok(stdio)
     }
 
     /// A terminal: input and one output.
@@ -191,6 +286,21 @@ impl Stdio {
     /// There is no input, or it has been closed.
     pub fn type_in(&mut self, text: &str) -> anyhow::Result<()> {
         Ok(self.writer.as_mut().context("no input")?.write_all(text.as_bytes())?)
+    }
+
+    /// Closes this end of the input when all of it has been taken: what is in a pipe when CloseIO comes may be lost.
+    ///
+    /// # Errors
+    /// It is not taken.
+    pub fn drained_and_closed(&mut self) -> anyhow::Result<()> {
+        let writer = self.writer.take().context("no input")?;
+        let end = Instant::now() + DEADLINE;
+        while rustix::io::ioctl_fionread(&writer)? > 0 {
+            anyhow::ensure!(Instant::now() < end, "the input is not taken within {DEADLINE:?}");
+            // A pipe tells nobody that it is empty.
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Closes this end of the input.

@@ -142,13 +142,18 @@ impl Shim {
         pids
     }
 
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.address.trim_start_matches("unix://").into()
+    }
+
     /// Waits until the daemon and its socket are gone.
     ///
     /// # Errors
     /// They stay.
     pub fn wait_for_end(&self) -> anyhow::Result<()> {
         let end = Instant::now() + END_DEADLINE;
-        let socket = PathBuf::from(self.address.trim_start_matches("unix://"));
+        let socket = self.socket();
         while !self.pids().is_empty() || socket.exists() {
             ensure!(Instant::now() < end, "{:?} and {} are still there", self.pids(), socket.display());
             // The daemon is not our child, and the kernel tells nobody of a removed socket.
@@ -157,9 +162,14 @@ impl Shim {
         Ok(())
     }
 
-    /// Kills the daemon without warning.
+    /// Kills the daemon without warning, and sees it gone.
     pub fn murder(&self) {
         self.pids().into_iter().for_each(|pid| command::signal(pid, Signal::KILL));
+        let end = Instant::now() + END_DEADLINE;
+        while !self.pids().is_empty() && Instant::now() < end {
+            // It is not our child.
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -170,9 +180,10 @@ pub struct Deleted {
 }
 
 impl Drop for Shim {
-    // After a case that failed half way.
+    // After a case that failed half way, and of a shim that leaves its socket.
     fn drop(&mut self) {
         if self.pids().is_empty() {
+            let _ = std::fs::remove_file(self.socket());
             return;
         }
         self.murder();
@@ -181,7 +192,7 @@ impl Drop for Shim {
             drop(self.delete(&bundle));
             let _ = rustix::mount::unmount(bundle.path("rootfs"), rustix::mount::UnmountFlags::DETACH);
         }
-        let _ = std::fs::remove_file(self.address.trim_start_matches("unix://"));
+        let _ = std::fs::remove_file(self.socket());
     }
 }
 

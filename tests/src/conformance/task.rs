@@ -1,14 +1,29 @@
 //! The Task service, call by call: what containerd's task layer may expect of a shim.
 
 mod events;
+mod figures;
 mod lifecycle;
+mod protocol;
+mod races;
 mod refusals;
+mod stdio;
+mod unrunnable;
 
 use super::Case;
 
-/// Every case of the Task service.
+/// Every case of the shim and its Task service.
 pub fn cases() -> Vec<Case> {
-    [lifecycle::cases(), events::cases(), refusals::cases()].into_iter().flatten().collect()
+    let lists = [
+        protocol::cases(),
+        lifecycle::cases(),
+        events::cases(),
+        refusals::cases(),
+        unrunnable::cases(),
+        races::cases(),
+        stdio::cases(),
+        figures::cases(),
+    ];
+    lists.into_iter().flatten().collect()
 }
 
 /// Fails with both values unless they are the same.
