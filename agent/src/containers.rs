@@ -14,6 +14,7 @@ use tokio::{
 use crate::{
     launch::{Launcher, StdioRequest},
     ledger::{Event, Ledger},
+    oom::{Kills, OomBoard},
     process::Exit,
     refusal::Refusal,
     runtime::{Container, Size},
@@ -65,14 +66,18 @@ pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// Handle to the table; clones share it.
 #[derive(Clone)]
-pub struct Containers(mpsc::Sender<Event>);
+pub struct Containers {
+    events: mpsc::Sender<Event>,
+    oom: OomBoard,
+}
 
 impl Containers {
     /// Starts the task that owns the table. Call inside the runtime.
     pub fn start(launcher: Launcher, owns_machine: bool) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        tokio::spawn(Ledger::new(launcher, owns_machine, sender.clone()).run(receiver));
-        Self(sender)
+        let oom = OomBoard::default();
+        tokio::spawn(Ledger::new(launcher, owns_machine, oom.clone(), sender.clone()).run(receiver));
+        Self { events: sender, oom }
     }
 
     /// Makes a container and answers with the pid of its first process.
@@ -126,6 +131,11 @@ impl Containers {
         self.with(id, |container| container.stats()).await
     }
 
+    /// Waits until the OOM killer has ended a process of some container that was not told of yet.
+    pub async fn next_oom(&self) -> Kills {
+        self.oom.next().await
+    }
+
     /// New limits for a container.
     pub async fn update(&self, id: String, resources: LinuxResources) -> Result<(), Refusal> {
         self.with(id, move |container| container.update(&resources)).await
@@ -156,7 +166,7 @@ impl Containers {
     async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Result<T, Refusal> {
         let (reply, answer) = oneshot::channel();
         let gone = || Refusal::failed("reach the table of containers", "the agent is ending");
-        self.0.send(event(reply)).await.map_err(|_| gone())?;
+        self.events.send(event(reply)).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }

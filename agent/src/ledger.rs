@@ -21,6 +21,7 @@ use self::entry::{Entry, Row};
 use crate::{
     containers::{Deleted, PidsOf, ProcessName, Reply},
     launch::{Launched, Launcher, StdioRequest},
+    oom::OomBoard,
     process::{Exit, State},
     refusal::Refusal,
     runtime::{Container, Size},
@@ -118,6 +119,7 @@ pub struct Ledger {
     launcher: Launcher,
     owns_machine: bool,
     events: mpsc::Sender<Event>,
+    oom: OomBoard,
     /// Somebody ends everything; answered when nothing lives.
     ending: Option<Reply<()>>,
     ended: bool,
@@ -126,8 +128,8 @@ pub struct Ledger {
 
 impl Ledger {
     /// An empty table; outcomes come back through `events`.
-    pub fn new(launcher: Launcher, owns_machine: bool, events: mpsc::Sender<Event>) -> Self {
-        Self { rows: BTreeMap::new(), launcher, owns_machine, events, ending: None, ended: false, serial: 0 }
+    pub fn new(launcher: Launcher, owns_machine: bool, oom: OomBoard, events: mpsc::Sender<Event>) -> Self {
+        Self { rows: BTreeMap::new(), launcher, owns_machine, events, oom, ending: None, ended: false, serial: 0 }
     }
 
     /// Owns the table for as long as somebody can ask.

@@ -80,6 +80,10 @@ impl Container for PlainContainer {
         self.living().into_iter().try_for_each(|pid| send(pid, signal))
     }
 
+    fn memory_events(&self) -> Option<std::fs::File> {
+        None
+    }
+
     fn oom_kills(&self) -> u64 {
         0
     }

@@ -3,7 +3,7 @@
 //! The real one is [`crate::stages`]; [`crate::plain`] runs programs as ordinary processes, so that everything on this side of the seam,
 //! and the host's libraries, can be tested without root. Every method blocks and is called on a blocking thread, except where it says otherwise.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 
 use agent_protocol::messages::StatsResponse;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
@@ -78,6 +78,8 @@ pub trait Container: Send + Sync + 'static {
     fn pid_namespace(&self) -> Result<OwnedFd, Refusal>;
     /// Signals every process; called by the table's task itself, so it does not wait for anything.
     fn signal_all(&self, signal: rustix::process::Signal) -> Result<(), Refusal>;
+    /// memory.events of its cgroup, to be watched; none where there is no such thing. Called by the table's task itself.
+    fn memory_events(&self) -> Option<File>;
     /// How many processes the OOM killer has ended; called by the table's task itself.
     fn oom_kills(&self) -> u64;
     /// Whether the end of the first process ends all others by itself (it is the init of a pid namespace of their own).

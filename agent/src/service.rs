@@ -179,6 +179,11 @@ impl Agent for Service {
         Ok(self.containers.stats(request.container_id).await?)
     }
 
+    async fn next_oom(&self, _: &TtrpcContext, _: m::Empty) -> Answer<m::OomEvent> {
+        let kills = self.containers.next_oom().await;
+        Ok(m::OomEvent { container_id: kills.container, kills: kills.count, ..Default::default() })
+    }
+
     async fn update(&self, _: &TtrpcContext, request: m::UpdateRequest) -> Answer<m::Empty> {
         let resources: LinuxResources =
             from_slice(&request.oci_resources).map_err(|error| Refusal::invalid("the resources", error))?;

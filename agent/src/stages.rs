@@ -11,12 +11,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use agent_protocol::messages::{DeviceIo, StatsResponse};
+use agent_protocol::messages::StatsResponse;
 use container::cgroup::{DeviceProgram, RulesInForce};
 use container::plan::{DeviceKind, DevicePlan};
 use container::{
     Cgroup, CgroupError, ContainerHandle, ContainerPlan, Created, FailureKind, GuestFacts, PlanError, Stage,
-    StageError, StdioFds, TerminalSize, plan, plan_devices, plan_exec, plan_limits,
+    StageError, StdioFds, TerminalSize, beyond, check_update, plan, plan_devices, plan_exec, plan_limits,
 };
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, pidfd_send_signal, waitid};
@@ -216,6 +216,11 @@ impl Container for Contained {
         Ok(())
     }
 
+    fn memory_events(&self) -> Option<File> {
+        let opened = self.cgroup.memory_events();
+        opened.inspect_err(|error| log::warn!("no news of OOM kills: {}", with_sources(error))).ok()
+    }
+
     fn oom_kills(&self) -> u64 {
         self.cgroup.oom_kills().unwrap_or(0)
     }
@@ -229,10 +234,14 @@ impl Container for Contained {
     }
 
     fn stats(&self) -> Result<StatsResponse, Refusal> {
-        self.cgroup.stats().map(counters).map_err(|error| of_cgroup("the counters", error))
+        self.cgroup.stats().map(crate::counters::answer).map_err(|error| of_cgroup("the counters", error))
     }
 
     fn update(&self, resources: &LinuxResources) -> Result<(), Refusal> {
+        check_update(resources, &self.guest).map_err(|error| of_plan("new limits", error))?;
+        for warning in beyond(resources, &self.guest) {
+            log::info!("container {:?} goes on with {warning}", self.plan.id);
+        }
         let limits = plan_limits(resources, &self.guest).map_err(|error| of_plan("new limits", error))?;
         let rules = plan_devices(resources).map_err(|error| of_plan("new device rules", error))?;
         self.cgroup.apply(&limits).map_err(|error| of_cgroup("new limits", error))?;
@@ -324,35 +333,4 @@ fn ended_by(act: &'static str, error: StageError, process: BorrowedFd<'_>, what:
 
 fn of_cgroup(what: &str, error: CgroupError) -> Refusal {
     Refusal::failed(format!("control the cgroup for {what}"), error)
-}
-
-fn counters(stats: container::Stats) -> StatsResponse {
-    let io = stats.io.into_iter().map(|device| DeviceIo {
-        major: device.major,
-        minor: device.minor,
-        read_bytes: device.read_bytes,
-        write_bytes: device.write_bytes,
-        read_ops: device.read_ops,
-        write_ops: device.write_ops,
-        ..Default::default()
-    });
-    StatsResponse {
-        cpu_usage_usec: stats.cpu_usage_usec,
-        cpu_user_usec: stats.cpu_user_usec,
-        cpu_system_usec: stats.cpu_system_usec,
-        cpu_periods: stats.cpu_periods,
-        cpu_throttled_periods: stats.cpu_throttled_periods,
-        cpu_throttled_usec: stats.cpu_throttled_usec,
-        memory_current: stats.memory_current,
-        memory_max: stats.memory_max,
-        memory_peak: stats.memory_peak,
-        swap_current: stats.swap_current,
-        swap_max: stats.swap_max,
-        memory_stat: stats.memory_stat.into_iter().collect(),
-        pids_current: stats.pids_current,
-        pids_max: stats.pids_max,
-        memory_events: stats.memory_events.into_iter().collect(),
-        io: io.collect(),
-        ..Default::default()
-    }
 }

@@ -12,6 +12,7 @@ mod all;
 mod cgroup;
 mod create;
 mod life;
+mod memory;
 mod process;
 mod table;
 
@@ -126,6 +127,8 @@ impl Containers {
         for news in step(&mut life) {
             match news {
                 Announcement::Started => self.publisher.publish(Event::Started(process.id.clone(), process.pid)),
+                // The count is the container's: its execs would tell of the same kill once more each.
+                Announcement::OutOfMemory if process.id.is_exec() => {}
                 Announcement::OutOfMemory => {
                     self.publisher.publish(Event::OutOfMemory(process.id.container_id.clone()));
                 }

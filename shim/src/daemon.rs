@@ -130,6 +130,7 @@ async fn serve_pod(
     server.start().await.map_err(|error| DaemonError::Serve(error.to_string()))?;
     starter.say(READY);
     ignore_signals();
+    tokio::spawn(Arc::clone(&containers).watch_memory());
     tokio::spawn(containers.watch_machine());
     service.ended().await;
     publisher.flush(FLUSH_PATIENCE).await;

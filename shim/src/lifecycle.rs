@@ -14,6 +14,9 @@ use pod::{ErrorKind, Exit};
 
 use crate::refusal::Refusal;
 
+/// Kills for want of memory that are told of one container. A guest could tell of them without end, and each is an event for containerd.
+const KILLS_TOLD_MAX: u32 = 1024;
+
 /// Where a process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -46,11 +49,12 @@ pub struct Lifecycle {
     phase: Phase,
     exit: Option<Exit>,
     told: bool,
+    kills_told: u32,
 }
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { phase: Phase::Created, exit: None, told: false }
+        Self { phase: Phase::Created, exit: None, told: false, kills_told: 0 }
     }
 }
 
@@ -97,6 +101,17 @@ impl Lifecycle {
             self.phase = Phase::Created;
         }
         self.tell_exit()
+    }
+
+    /// The kernel in the machine has killed one of the container's processes for want of memory; the first of them may go on. A kill under a start
+    /// that is not answered yet is told with it, if it was the end.
+    pub fn out_of_memory(&mut self) -> Vec<Announcement> {
+        let runs = matches!(self.phase, Phase::Running | Phase::Paused);
+        if !runs || self.kills_told >= KILLS_TOLD_MAX {
+            return Vec::new();
+        }
+        self.kills_told += 1;
+        vec![Announcement::OutOfMemory]
     }
 
     /// It has ended. Only the first end counts.
@@ -167,7 +182,8 @@ impl Lifecycle {
         if std::mem::replace(&mut self.told, true) {
             return Vec::new();
         }
-        exit.oom_killed.then_some(Announcement::OutOfMemory).into_iter().chain([Announcement::Exited(exit)]).collect()
+        let untold_kill = exit.oom_killed && self.kills_told == 0;
+        untold_kill.then_some(Announcement::OutOfMemory).into_iter().chain([Announcement::Exited(exit)]).collect()
     }
 }
 
@@ -222,6 +238,29 @@ mod tests {
         let _ = life.started();
         let killed = Exit { oom_killed: true, ..exit(137) };
         assert_eq!(life.ended(killed), [Announcement::OutOfMemory, Announcement::Exited(killed)]);
+    }
+
+    #[test]
+    fn a_kill_of_a_child_is_told_at_once_and_not_again_at_the_end() {
+        let mut life = Lifecycle::default();
+        assert_eq!(life.out_of_memory(), [], "nothing is told before the start");
+        life.request_start().expect("asked");
+        assert_eq!(life.out_of_memory(), []);
+        let _ = life.started();
+        assert_eq!(life.out_of_memory(), [Announcement::OutOfMemory]);
+        assert_eq!(life.out_of_memory(), [Announcement::OutOfMemory], "the next kill is another event");
+        let end = Exit { oom_killed: true, ..exit(0) };
+        assert_eq!(life.ended(end), [Announcement::Exited(end)]);
+        assert_eq!(life.out_of_memory(), [], "nothing is told after the end");
+    }
+
+    #[test]
+    fn a_guest_cannot_tell_of_kills_without_end() {
+        let mut life = Lifecycle::default();
+        life.request_start().expect("asked");
+        let _ = life.started();
+        let told: usize = (0..2 * KILLS_TOLD_MAX).map(|_| life.out_of_memory().len()).sum();
+        assert_eq!(told, KILLS_TOLD_MAX as usize);
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub trait PodFront: Send + Sync {
     async fn delete(&self, process: &ProcessId) -> Result<Exit, PodError>;
     async fn pids(&self, container_id: &str) -> Result<Vec<u32>, PodError>;
     async fn stats(&self, container_id: &str) -> Result<StatsResponse, PodError>;
+    async fn next_oom(&self) -> Result<String, PodError>;
     async fn update(&self, container_id: &str, resources: LinuxResources) -> Result<(), PodError>;
     async fn pause(&self, container_id: &str) -> Result<(), PodError>;
     async fn resume(&self, container_id: &str) -> Result<(), PodError>;
@@ -87,6 +88,9 @@ impl PodFront for Pod {
     }
     async fn stats(&self, container_id: &str) -> Result<StatsResponse, PodError> {
         Self::stats(self, container_id).await
+    }
+    async fn next_oom(&self) -> Result<String, PodError> {
+        Self::next_oom(self).await
     }
     async fn update(&self, container_id: &str, resources: LinuxResources) -> Result<(), PodError> {
         Self::update(self, container_id, resources).await

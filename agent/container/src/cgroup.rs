@@ -9,7 +9,7 @@ mod stats;
 
 pub use devices::{Access, DeviceProgram, DeviceRule};
 pub use limits::{IfAbsent, Limits};
-pub use stats::{DeviceIo, Stats};
+pub use stats::{DeviceIo, HugePages, Stats};
 
 use crate::sys;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -217,7 +217,17 @@ impl Cgroup {
             }
             outcome => outcome,
         };
-        Stats::collect(read)
+        Stats::collect(&self.page_sizes(), read)
+    }
+
+    /// Sizes of huge pages that are counted here.
+    fn page_sizes(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let size = |name: std::ffi::OsString| {
+            let size = name.to_str()?.strip_prefix("hugetlb.")?.strip_suffix(".current")?.to_owned();
+            (!size.ends_with(".rsvd")).then_some(size)
+        };
+        names.filter_map(size).collect()
     }
 
     /// Pids of every process, also of cgroups below.
@@ -234,6 +244,15 @@ impl Cgroup {
         })?;
         pids.sort_unstable();
         Ok(pids)
+    }
+
+    /// The file whose changes tell of shortages of memory, to be watched with POLLPRI.
+    ///
+    /// # Errors
+    /// The kernel has no memory controller, or the cgroup is gone.
+    pub fn memory_events(&self) -> Result<File, CgroupError> {
+        let path = self.path.join("memory.events");
+        File::open(&path).map_err(|source| CgroupError::File { action: "open", path, value: String::new(), source })
     }
 
     /// How many processes the OOM killer has ended here or below.

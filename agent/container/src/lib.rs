@@ -47,7 +47,9 @@ pub use cgroup::{Cgroup, CgroupError, Limits, Stats};
 pub use child::stage_main_if_asked;
 pub use exit::exit_status;
 pub use guest::GuestFacts;
-pub use plan::{ContainerPlan, ExecPlan, PlanError, Warning, plan, plan_devices, plan_exec, plan_limits};
+pub use plan::{
+    ContainerPlan, ExecPlan, PlanError, Warning, beyond, check_update, plan, plan_devices, plan_exec, plan_limits,
+};
 pub use stage::{ContainerHandle, Created, Gate, Running, Stage, StageError, StdioFds};
 pub use steps::{Failure, FailureKind};
 pub use terminal::TerminalSize;

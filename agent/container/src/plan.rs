@@ -6,15 +6,18 @@
 //! Source of the rules: the OCI runtime specification 1.2 (config.md, config-linux.md, runtime-linux.md), and where it is
 //! silent, what people's images and orchestrators have come to expect of runc.
 
+mod bounds;
 mod capabilities;
 mod devices;
 mod error;
 mod limits;
 mod mounts;
 mod namespaces;
+mod numbers;
 mod process;
 mod types;
 
+pub use bounds::{beyond, check_update};
 pub use capabilities::CapabilitySets;
 pub(crate) use capabilities::SYS_ADMIN;
 pub use error::{PlanError, Warning};
@@ -51,6 +54,7 @@ pub fn plan(id: &str, spec: &Spec, guest: &GuestFacts) -> Result<ContainerPlan, 
         if populate_dev { devices::nodes(linux.devices().as_deref().unwrap_or_default())? } else { Vec::new() };
     let resources = linux.resources().as_ref();
     let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+    warnings.extend(resources.map(|resources| beyond(resources, guest)).unwrap_or_default());
     let own_uts = namespaces.new.contains(&Namespace::Uts);
     Ok(ContainerPlan {
         id: id.to_owned(),

@@ -114,6 +114,7 @@ impl Ledger {
         let Some(row) = self.rows.remove(id) else {
             return answer(reply, Err(Refusal::NotFound(format!("container {id:?} was deleted meanwhile"))));
         };
+        self.oom.forget(id);
         let lost = Exit { status: KILLED_STATUS, at: SystemTime::now(), oom_killed: false };
         for entry in row.execs.into_values() {
             entry.waiters.into_iter().for_each(|waiter| drop(waiter.send(Ok(lost))));

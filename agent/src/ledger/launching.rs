@@ -98,6 +98,9 @@ impl Ledger {
             let _ = container.signal_all(Signal::KILL);
         }
         let row = self.rows.get_mut(&id).expect("a row that is being created is removed by nobody else");
+        if let Some(events) = container.memory_events() {
+            self.oom.watch(&id, events);
+        }
         row.container = Some(container);
         row.first.master = launched.master;
         row.first.step(Step::Created { pid: launched.pid });

@@ -209,6 +209,12 @@ impl Agent {
         self.call("read the statistics", Patience::Within(CALL_DEADLINE), rpc).await
     }
 
+    /// Waits for news of the guest's OOM killer, without a deadline. The name is the guest's word.
+    pub(crate) async fn next_oom(&self) -> Result<String, PodError> {
+        let rpc = |client: AgentClient, context| async move { client.next_oom(context, &m::Empty::new()).await };
+        self.call("tell of kills", Patience::ForEver, rpc).await.map(|event| event.container_id)
+    }
+
     pub(crate) async fn update(&self, container_id: &str, oci_resources: Vec<u8>) -> Result<(), PodError> {
         let request = m::UpdateRequest { container_id: container_id.to_owned(), oci_resources, ..Default::default() };
         let rpc = |client: AgentClient, context| async move { client.update(context, &request).await };

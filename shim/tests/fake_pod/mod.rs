@@ -149,6 +149,9 @@ impl PodFront for FakePod {
     async fn stats(&self, _: &str) -> Result<StatsResponse, PodError> {
         Ok(StatsResponse { memory_current: 99, ..StatsResponse::default() })
     }
+    async fn next_oom(&self) -> Result<String, PodError> {
+        std::future::pending().await
+    }
     async fn update(&self, _: &str, _: LinuxResources) -> Result<(), PodError> {
         Ok(())
     }

@@ -38,6 +38,21 @@ pub struct Stats {
     pub pids_max: u64,
     /// Traffic by device.
     pub io: Vec<DeviceIo>,
+    /// Huge pages by size.
+    pub huge_pages: Vec<HugePages>,
+}
+
+/// Huge pages of one size.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HugePages {
+    /// Size as the kernel writes it in names of files: `2MB`.
+    pub page_size: String,
+    /// Bytes in use.
+    pub current: u64,
+    /// Limit of them, 2^64-1 for none.
+    pub max: u64,
+    /// How often the limit was in the way.
+    pub failures: u64,
 }
 
 /// Traffic of one block device.
@@ -59,7 +74,10 @@ pub struct DeviceIo {
 
 impl Stats {
     /// Puts together what `read` returns for each file, with empty text for an absent one.
-    pub(super) fn collect(read: impl Fn(&str) -> Result<String, CgroupError>) -> Result<Self, CgroupError> {
+    pub(super) fn collect(
+        page_sizes: &[String],
+        read: impl Fn(&str) -> Result<String, CgroupError>,
+    ) -> Result<Self, CgroupError> {
         let cpu = flat_keyed(&read("cpu.stat")?);
         let of = |key: &str| cpu.get(key).copied().unwrap_or(0);
         Ok(Self {
@@ -79,8 +97,19 @@ impl Stats {
             pids_current: amount(&read("pids.current")?, 0),
             pids_max: amount(&read("pids.max")?, 0),
             io: device_io(&read("io.stat")?),
+            huge_pages: page_sizes.iter().map(|size| huge_pages(size, &read)).collect::<Result<_, _>>()?,
         })
     }
+}
+
+fn huge_pages(page_size: &str, read: &impl Fn(&str) -> Result<String, CgroupError>) -> Result<HugePages, CgroupError> {
+    let events = flat_keyed(&read(&format!("hugetlb.{page_size}.events"))?);
+    Ok(HugePages {
+        page_size: page_size.to_owned(),
+        current: amount(&read(&format!("hugetlb.{page_size}.current"))?, u64::MAX),
+        max: amount(&read(&format!("hugetlb.{page_size}.max"))?, u64::MAX),
+        failures: events.get("max").copied().unwrap_or(0),
+    })
 }
 
 /// A number, `max`, or nothing.
@@ -134,6 +163,9 @@ mod tests {
             "memory.events" => "low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\n",
             "pids.current" => "3\n",
             "pids.max" => "max\n",
+            "hugetlb.2MB.current" => "4194304\n",
+            "hugetlb.2MB.max" => "max\n",
+            "hugetlb.2MB.events" => "max 5\n",
             "io.stat" => "254:0 rbytes=8192 wbytes=0 rios=2 wios=0 dbytes=0 dios=0\n7:1\n",
             _ => "",
         }
@@ -142,17 +174,19 @@ mod tests {
 
     #[test]
     fn the_kernels_files_become_numbers() {
-        let stats = Stats::collect(files).expect("collected");
+        let stats = Stats::collect(&["2MB".to_owned()], files).expect("collected");
         assert_eq!((stats.cpu_usage_usec, stats.cpu_throttled_usec), (1500, 77));
         assert_eq!((stats.memory_current, stats.memory_max, stats.swap_max), (4096, u64::MAX, 1 << 20));
         assert_eq!((stats.pids_current, stats.pids_max), (3, 0));
         assert_eq!(stats.memory_events["oom_kill"], 1);
+        let huge = HugePages { page_size: "2MB".into(), current: 4 << 20, max: u64::MAX, failures: 5 };
+        assert_eq!(stats.huge_pages, [huge]);
         let disk = DeviceIo { major: 254, read_bytes: 8192, read_ops: 2, ..DeviceIo::default() };
         assert_eq!(stats.io, [disk, DeviceIo { major: 7, minor: 1, ..DeviceIo::default() }]);
     }
 
     #[test]
     fn absent_controllers_count_as_zero() {
-        assert_eq!(Stats::collect(|_| Ok(String::new())).expect("collected"), Stats::default());
+        assert_eq!(Stats::collect(&[], |_| Ok(String::new())).expect("collected"), Stats::default());
     }
 }

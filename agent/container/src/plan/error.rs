@@ -21,6 +21,18 @@ pub enum PlanError {
         /// What to write in its place.
         hint: &'static str,
     },
+    /// A limit that the machine cannot keep.
+    #[error(
+        "{field} of {value} bytes is more than the {has} that the pod's machine has, and a machine keeps its size: make the pod again with a larger limit"
+    )]
+    Beyond {
+        /// Its path in config.json.
+        field: &'static str,
+        /// What was asked for.
+        value: u64,
+        /// What there is.
+        has: u64,
+    },
     /// A feature that is refused rather than ignored.
     #[error("{field}: {sentence}")]
     Unsupported {

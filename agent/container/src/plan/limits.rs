@@ -4,12 +4,13 @@
 //! runc's and crun's documentation): weights 1..10000 from shares 2..262144, swap without the memory it contains, and so on.
 
 use super::PlanError;
+use super::numbers::{self, Chosen};
 use crate::cgroup::{IfAbsent, Limits};
 use crate::guest::GuestFacts;
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 
 /// Period of cpu.max when none is given, microseconds: the kernel's own default.
-const DEFAULT_CPU_PERIOD: u64 = 100_000;
+pub(super) const DEFAULT_CPU_PERIOD: u64 = 100_000;
 
 /// The limits of a container, also for an update of a running one.
 ///
@@ -64,6 +65,10 @@ fn add_memory(limits: &mut Limits, memory: &LinuxMemory) -> Result<(), PlanError
         limits.write("memory.swap.max", without_memory, IfAbsent::Skip);
     }
     if let Some(limit) = limit {
+        // Without a limit of memory there is none of both together, unless one was named.
+        if limit < 0 && memory.swap().is_none_or(|swap| swap == 0) {
+            limits.write("memory.swap.max", amount(limit), IfAbsent::Skip);
+        }
         limits.must("memory.max", amount(limit));
     }
     if let Some(reservation) = memory.reservation().filter(|amount| *amount != 0) {
@@ -90,52 +95,37 @@ fn add_cpu(limits: &mut Limits, cpu: &LinuxCpu, guest: &GuestFacts) -> Result<()
     if let Some(burst) = cpu.burst() {
         limits.must("cpu.max.burst", burst.to_string());
     }
-    let has_cpuset = guest.controllers.contains("cpuset");
-    if let Some(list) = cpu.cpus().as_deref().filter(|list| !list.is_empty()) {
-        match has_cpuset {
-            true => limits.must("cpuset.cpus", list.to_owned()),
-            false => covers("linux.resources.cpu.cpus", list, guest.cpus)?,
-        }
+    add_cpuset(limits, ("linux.resources.cpu.cpus", "cpuset.cpus"), cpu.cpus().as_deref(), guest.cpus, guest)?;
+    // A guest has one memory node.
+    add_cpuset(limits, ("linux.resources.cpu.mems", "cpuset.mems"), cpu.mems().as_deref(), 1, guest)
+}
+
+fn add_cpuset(
+    limits: &mut Limits,
+    (field, file): (&str, &str),
+    list: Option<&str>,
+    existing: u32,
+    guest: &GuestFacts,
+) -> Result<(), PlanError> {
+    let Some(list) = list.filter(|list| !list.is_empty()) else { return Ok(()) };
+    let chosen = numbers::choose(field, list, existing)?;
+    if guest.controllers.contains("cpuset") {
+        limits.must(file, chosen.written(existing));
+        return Ok(());
     }
-    if let Some(list) = cpu.mems().as_deref().filter(|list| !list.is_empty()) {
-        match has_cpuset {
-            true => limits.must("cpuset.mems", list.to_owned()),
-            // A guest without the controller has one memory node.
-            false => covers("linux.resources.cpu.mems", list, 1)?,
-        }
+    match chosen {
+        Chosen::All => Ok(()),
+        Chosen::Some(_) => Err(PlanError::Invalid {
+            field: field.to_owned(),
+            value: list.to_owned(),
+            hint: "this guest's kernel has no cpuset controller, so only a list that names everything can be met",
+        }),
     }
-    Ok(())
 }
 
 /// Shares 2..=262144 onto weights 1..=10000, linearly.
 fn weight_from_shares(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
-}
-
-/// Without the cpuset controller every CPU is allowed; so a list that names them all is fulfilled already.
-fn covers(field: &str, list: &str, existing: u32) -> Result<(), PlanError> {
-    let ranges = parse_list(list);
-    let named = |number| ranges.iter().flatten().any(|&(first, last)| (first..=last).contains(&number));
-    if ranges.is_some() && (0..existing).all(named) {
-        return Ok(());
-    }
-    Err(PlanError::Invalid {
-        field: field.to_owned(),
-        value: list.to_owned(),
-        hint: "this guest's kernel has no cpuset controller, so only a list that names everything can be met",
-    })
-}
-
-/// `0-2,7` as ranges.
-fn parse_list(list: &str) -> Option<Vec<(u32, u32)>> {
-    let number = |text: &str| text.trim().parse::<u32>().ok();
-    list.trim()
-        .split(',')
-        .map(|part| match part.split_once('-') {
-            Some((first, last)) => Some((number(first)?, number(last)?)),
-            None => number(part).map(|number| (number, number)),
-        })
-        .collect()
 }
 
 fn add_io(limits: &mut Limits, block: &LinuxBlockIo) {

@@ -289,6 +289,15 @@ fn without_a_cpuset_controller_only_a_list_of_all_cpus_can_be_met() {
     assert!(limits(json!({"cpu": {"cpus": "0,1,2-7"}})).expect("met").is_empty());
     assert!(limits(json!({"cpu": {"cpus": "1"}})).is_err());
     assert!(limits(json!({"cpu": {"cpus": "nonsense"}})).is_err());
+    assert!(limits(json!({"cpu": {"cpus": "48-51"}})).expect("CPUs of the host").is_empty());
+}
+
+#[test]
+fn what_version_1_alone_knows_is_no_obstacle() {
+    let old =
+        json!({"memory": {"limit": 1000, "kernel": -1, "kernelTCP": 5, "swappiness": 60, "disableOOMKiller": false}});
+    assert_eq!(limits(old).expect("planned"), [("memory.max".to_owned(), "1000".to_owned())]);
+    assert_eq!(limit(json!({"memory": {"limit": -1}}), "memory.swap.max"), "max");
 }
 
 #[test]

@@ -21,6 +21,14 @@ impl Pod {
         self.explained(stats).await
     }
 
+    /// Waits until the guest's kernel has killed a process of some container for want of memory, and tells which container. Each news is told once.
+    ///
+    /// # Errors
+    /// The machine is gone.
+    pub async fn next_oom(&self) -> Result<String, PodError> {
+        self.shared.agent.next_oom().await
+    }
+
     /// Changes a container's limits.
     pub async fn update(&self, container_id: &str, resources: LinuxResources) -> Result<(), PodError> {
         self.apply(&ProcessId::first(container_id), Event::UseAsked).await?;
