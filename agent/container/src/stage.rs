@@ -348,7 +348,12 @@ impl Gate {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(StageError::Died),
             outcome => outcome.map_err(talk)?,
         }
-        match wire::receive(self.socket.as_fd()).map_err(talk)? {
+        let answer = match wire::receive(self.socket.as_fd()) {
+            // Killed with our word unread (unix(7): the other end closed with data in its queue).
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(StageError::Died),
+            answer => answer.map_err(talk)?,
+        };
+        match answer {
             None => Ok(()),
             Some((bytes, _)) => match read_report(&bytes)? {
                 Report::Failed(failure) => Err(StageError::Failed(failure)),
