@@ -39,13 +39,22 @@ impl Pod {
                         let killed = pod.shared.agent.signal(&process, SIGKILL, !process.is_exec()).await;
                         pod.given_up(&process, &killed).await;
                     }
-                    let exit = Exit { status: START_FAILED_STATUS, at: SystemTime::now(), oom_killed: false };
-                    let _ = pod.apply(&process, Event::StartFailed(exit)).await;
+                    pod.start_failed(&process).await;
                     Err(pod.explain(error).await)
                 }
             }
         })
         .await
+    }
+
+    /// Ends what did not start. An exec that did not start never was. A container's first process was there, at its gate: how it ended (it may
+    /// have been killed meanwhile) is told like any end.
+    async fn start_failed(&self, process: &ProcessId) {
+        if !process.is_exec() && tokio::time::timeout(KILL_DEADLINE, self.wait(process)).await.is_ok() {
+            return;
+        }
+        let exit = Exit { status: START_FAILED_STATUS, at: SystemTime::now(), oom_killed: false };
+        let _ = self.apply(process, Event::StartFailed(exit)).await;
     }
 
     /// Sends a signal to a process, or to all of its container. A guest that does not answer to the SIGKILL of a container, or takes it and never
