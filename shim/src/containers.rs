@@ -16,7 +16,7 @@ mod memory;
 mod process;
 mod table;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pod::ProcessId;
 
@@ -33,6 +33,7 @@ use crate::{
     lifecycle::{Announcement, Lifecycle, Phase},
     lock::held,
     machine::Machine,
+    pod_files::PodFiles,
     publisher::Publisher,
     refusal::Refusal,
 };
@@ -42,12 +43,14 @@ pub struct Containers {
     machine: Machine,
     publisher: Publisher,
     table: Table,
+    /// What each container is shown, where no pause container has it.
+    files: OnceLock<PodFiles>,
 }
 
 impl Containers {
     /// An empty pod on `machine`.
     pub fn new(machine: Machine, publisher: Publisher) -> Arc<Self> {
-        Arc::new(Self { machine, publisher, table: Table::default() })
+        Arc::new(Self { machine, publisher, table: Table::default(), files: OnceLock::new() })
     }
 
     /// The pid that stands for the pod on the host; a guest's pid would name a stranger here.
@@ -58,6 +61,12 @@ impl Containers {
     /// The machine, for the end.
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// From now on each new container is shown these files.
+    pub fn show(&self, files: PodFiles) {
+        // The first sandbox is the only one.
+        let _ = self.files.set(files);
     }
 
     /// Whether nothing is left that containerd knows of.

@@ -104,6 +104,7 @@ fn serve(arguments: &Arguments, listener: UnixListener, starter: &mut Starter) -
     let cgroup = pod_cgroup::inherited(&group, &bundle);
     let outcome = runtime.block_on(async {
         let outcome = serve_pod(arguments, &bundle, group.clone(), listener, starter).await;
+        let cgroup = cgroup.or_else(|| pod_cgroup::current(&group));
         let _lock = cgroup.as_ref().map(|_| group.lock());
         cgroup.iter().for_each(|cgroup| pod_cgroup::leave(&group, cgroup));
         outcome
@@ -143,7 +144,13 @@ fn machine(bundle: &Path, group: &Group) -> Machine {
     let state_dir = group.state_dir.clone();
     let group = group.clone();
     if !bundle::has_spec(bundle) {
-        return Machine::awaited(Box::new(|request| Box::pin(launch(request, group))), state_dir);
+        return Machine::awaited(
+            Box::new(|request| {
+                request.cgroup_parent.iter().for_each(|parent| pod_cgroup::enter_late(&group, parent));
+                Box::pin(launch(request, group))
+            }),
+            state_dir,
+        );
     }
     match bundle::spec(bundle) {
         Ok(oci) => Machine::boot(launch(PodRequest::of_container(&oci), group), state_dir),

@@ -42,6 +42,7 @@ pub mod machine;
 pub mod malformed;
 pub mod metrics;
 pub mod pod_cgroup;
+pub mod pod_files;
 pub mod pod_request;
 pub mod publisher;
 pub mod refusal;

@@ -47,6 +47,27 @@ pub fn enter(group: &Group, bundle: &Path, shim_cgroup: Option<&str>) -> io::Res
     Ok(Some(cgroup))
 }
 
+/// Moves this daemon into a cgroup of the pod's own below `parent`, before it starts anything: a sandbox says where it belongs when the daemon
+/// runs already.
+pub fn enter_late(group: &Group, parent: &str) {
+    let asked = format!("{}/{}", parent.trim_end_matches('/'), group.id);
+    let entered = below_root(&asked).map_err(|error| error.to_string()).and_then(|path| {
+        let mut cgroup = HostCgroup::at(&path, true).map_err(|error| error.to_string())?;
+        cgroup.write_record(&group.cgroup_record()).map_err(|error| error.to_string())?;
+        cgroup.enter();
+        Ok(cgroup)
+    });
+    match entered {
+        Ok(cgroup) => cgroup.problems().iter().for_each(|problem| log::warn!("{problem}")),
+        Err(error) => log::warn!("{error}; the pod's cost is counted where containerd runs"),
+    }
+}
+
+/// The cgroup that this daemon is in, if it is one of ours.
+pub fn current(group: &Group) -> Option<HostCgroup> {
+    HostCgroup::read_record(&group.cgroup_record())
+}
+
 /// The cgroup that this daemon was born in. Its log says what the `start` could not.
 pub fn inherited(group: &Group, bundle: &Path) -> Option<HostCgroup> {
     let cgroup = HostCgroup::read_record(&group.cgroup_record());

@@ -30,6 +30,8 @@ pub struct PodRequest {
     pub sysctls: BTreeMap<String, String>,
     /// Text of `/etc/resolv.conf`, empty for none.
     pub resolv_conf: String,
+    /// The cgroup of the host below which its processes shall be, where the bundle does not say so.
+    pub cgroup_parent: Option<String>,
     /// What sizes it, and what the operator lets its author choose.
     pub annotations: HashMap<String, String>,
     /// Limits of a container by itself.
@@ -46,6 +48,7 @@ impl PodRequest {
             hostname: oci.hostname().clone(),
             sysctls: sysctls.into_iter().filter(|(name, _)| name.starts_with("net.")).collect(),
             resolv_conf: String::new(),
+            cgroup_parent: None,
             annotations: oci.annotations().clone().unwrap_or_default(),
             resources: linux.and_then(|linux| linux.resources().clone()),
         }
@@ -73,16 +76,21 @@ impl PodRequest {
             hostname: host_name_of(&config)?,
             sysctls: linux.map(|linux| linux.sysctls.clone().into_iter().collect()).unwrap_or_default(),
             resolv_conf: config.dns_config.as_ref().map(resolv_conf).transpose()?.unwrap_or_default(),
+            cgroup_parent: linux.map(|linux| linux.cgroup_parent.clone()).filter(|parent| !parent.is_empty()),
             annotations,
             resources: None,
         })
     }
 
+    /// The host name of the pod of this id: one that is not told has its own, as long as Linux takes one.
+    pub fn host_name(&self, id: &str) -> String {
+        self.hostname.clone().unwrap_or_else(|| id.chars().take(HOST_NAME_LEN_MAX).collect())
+    }
+
     /// The pod to launch, now that its size is known.
     pub fn spec(self, group: Group, size: &MachineSize) -> PodSpec {
         PodSpec {
-            // A pod that is not told its host name has its own, as long as Linux takes one.
-            hostname: self.hostname.unwrap_or_else(|| group.id.chars().take(HOST_NAME_LEN_MAX).collect()),
+            hostname: self.host_name(&group.id),
             id: group.id,
             state_dir: group.state_dir,
             vcpus: size.vcpus.value,

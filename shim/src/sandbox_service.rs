@@ -14,6 +14,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -38,6 +39,7 @@ use crate::{
     ending::Ending,
     lock::held,
     malformed, metrics,
+    pod_files::PodFiles,
     pod_request::PodRequest,
     refusal::Refusal,
     sandbox::{Phase, Sandbox},
@@ -82,6 +84,7 @@ impl SandboxService {
         if !request.rootfs.is_empty() {
             log::debug!("the sandbox has a root file system, and nothing to do with it: the guest has its own");
         }
+        self.containers.show(files(request, &pod)?);
         if !self.containers.machine().begin(pod) {
             log::info!("the sandbox's machine was made as its bundle says; its options do not change it any more");
         }
@@ -281,6 +284,19 @@ fn info(sandbox: &Sandbox, pid: u32) -> HashMap<String, String> {
     };
     let text = serde_json::json!({ "pid": pid, "processStatus": status, "runtimeType": "io.containerd.kata-rs.v2" });
     [("info".to_owned(), text.to_string())].into()
+}
+
+// containerd removes the bundle with all that is in it when the sandbox goes.
+fn files(request: &CreateSandboxRequest, pod: &PodRequest) -> Result<PodFiles, Refusal> {
+    let bundle = Path::new(&request.bundle_path);
+    let written = match bundle.is_absolute() {
+        true => PodFiles::write(bundle, &pod.host_name(&request.sandbox_id), &pod.resolv_conf),
+        false => Err(std::io::ErrorKind::NotFound.into()),
+    };
+    written.map_err(|error| {
+        let sentence = format!("bundle_path is {bundle:?}, and the pod's files cannot be written there: {error}");
+        Refusal::new(ErrorKind::InvalidArgument, sentence)
+    })
 }
 
 fn missing(id: &str) -> Refusal {

@@ -25,8 +25,9 @@ use ttrpc::Code;
 /// The name of the pod of the fake shim.
 const ID: &str = "c";
 
-fn create() -> CreateSandboxRequest {
-    CreateSandboxRequest { sandbox_id: ID.into(), bundle_path: "/b".into(), ..CreateSandboxRequest::default() }
+fn create(shim: &Shim) -> CreateSandboxRequest {
+    let bundle_path = shim.dir.path().display().to_string();
+    CreateSandboxRequest { sandbox_id: ID.into(), bundle_path, ..CreateSandboxRequest::default() }
 }
 
 async fn start(shim: &Shim) -> ttrpc::Result<StartSandboxResponse> {
@@ -62,7 +63,7 @@ async fn waiting(shim: &Shim) -> JoinHandle<ttrpc::Result<WaitSandboxResponse>> 
 
 async fn ready() -> Shim {
     let (shim, _requests) = Shim::start_awaited().await;
-    shim.sandbox.create_sandbox(quick(), &create()).await.expect("created");
+    shim.sandbox.create_sandbox(quick(), &create(&shim)).await.expect("created");
     start(&shim).await.expect("started");
     shim
 }
@@ -82,7 +83,7 @@ async fn a_sandbox_lives_as_containerd_asks() {
         value: config.write_to_bytes().expect("bytes"),
         ..Any::default()
     };
-    let request = CreateSandboxRequest { options: Some(options).into(), ..create() };
+    let request = CreateSandboxRequest { options: Some(options).into(), ..create(&shim) };
     shim.sandbox.create_sandbox(quick(), &request).await.expect("created");
     assert_eq!(requests.recv().await.expect("asked").hostname.as_deref(), Some("web-0"));
     assert_eq!(status(&shim).await.expect("status").state, "SANDBOX_NOTREADY");
@@ -168,7 +169,7 @@ async fn calls_before_create_and_for_others_find_nothing() {
     assert_eq!(code(shim.sandbox.sandbox_metrics(quick(), &metrics).await), Code::NOT_FOUND);
     let platform = PlatformRequest { sandbox_id: "other".into(), ..PlatformRequest::default() };
     assert_eq!(code(shim.sandbox.platform(quick(), &platform).await), Code::NOT_FOUND);
-    let request = CreateSandboxRequest { sandbox_id: "other".into(), ..create() };
+    let request = CreateSandboxRequest { sandbox_id: "other".into(), ..create(&shim) };
     assert_eq!(code(shim.sandbox.create_sandbox(quick(), &request).await), Code::INVALID_ARGUMENT);
     let request = ShutdownSandboxRequest { sandbox_id: "other".into(), ..ShutdownSandboxRequest::default() };
     assert_eq!(code(shim.sandbox.shutdown_sandbox(quick(), &request).await), Code::NOT_FOUND);
@@ -177,7 +178,7 @@ async fn calls_before_create_and_for_others_find_nothing() {
 #[tokio::test]
 async fn double_calls_are_answered_as_containerd_expects() {
     let shim = ready().await;
-    assert_eq!(code(shim.sandbox.create_sandbox(quick(), &create()).await), Code::ALREADY_EXISTS);
+    assert_eq!(code(shim.sandbox.create_sandbox(quick(), &create(&shim)).await), Code::ALREADY_EXISTS);
     assert_eq!(code(start(&shim).await), Code::FAILED_PRECONDITION);
     stop(&shim, 0).await.expect("stopped");
     stop(&shim, 5).await.expect("a second stop is no error");
@@ -203,7 +204,7 @@ async fn a_machine_that_does_not_boot_says_so_at_start_and_can_be_cleaned_up() {
     let sentence = "the guest kernel panicked";
     let failing = async move { Err(Refusal::new(ErrorKind::Unavailable, sentence)) };
     let (shim, _requests) = Shim::start_awaited_with(Arc::new(FakePod::default()), failing).await;
-    shim.sandbox.create_sandbox(quick(), &create()).await.expect("created");
+    shim.sandbox.create_sandbox(quick(), &create(&shim)).await.expect("created");
     let ttrpc::Error::RpcStatus(status) = start(&shim).await.expect_err("refused") else { panic!("a status") };
     assert_eq!((status.code(), status.message()), (Code::UNAVAILABLE, sentence));
     shut_down(&shim).await.expect("shut down");
@@ -211,10 +212,29 @@ async fn a_machine_that_does_not_boot_says_so_at_start_and_can_be_cleaned_up() {
 }
 
 #[tokio::test]
+async fn a_sandbox_shows_its_containers_what_a_pause_container_would() {
+    let shim = ready().await;
+    shim.run("one").await;
+    let specs = shim.pod.specs.lock().expect("lock");
+    let mounts = specs["one"].mounts().clone().unwrap_or_default();
+    let places: Vec<_> = mounts.iter().map(|mount| mount.destination().display().to_string()).collect();
+    assert_eq!(places, ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/dev/shm"]);
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_not_there_is_an_invalid_argument() {
+    let (shim, _requests) = Shim::start_awaited().await;
+    for bundle_path in ["", "relative", "/nowhere"] {
+        let request = CreateSandboxRequest { bundle_path: bundle_path.into(), ..create(&shim) };
+        assert_eq!(code(shim.sandbox.create_sandbox(quick(), &request).await), Code::INVALID_ARGUMENT);
+    }
+}
+
+#[tokio::test]
 async fn refused_options_leave_a_shim_that_can_be_shut_down() {
     let (shim, mut requests) = Shim::start_awaited().await;
     let options = Any { type_url: "runtime.v1.PodSandboxConfig".into(), value: vec![0xff; 9], ..Any::default() };
-    let request = CreateSandboxRequest { options: Some(options).into(), ..create() };
+    let request = CreateSandboxRequest { options: Some(options).into(), ..create(&shim) };
     assert_eq!(code(shim.sandbox.create_sandbox(quick(), &request).await), Code::INVALID_ARGUMENT);
     assert!(requests.try_recv().is_err(), "nothing boots");
     shut_down(&shim).await.expect("containerd does so when its creation fails");
@@ -239,5 +259,5 @@ async fn a_first_container_asks_for_the_pod_where_no_sandbox_has() {
     shim.run(ID).await;
     assert!(requests.try_recv().is_ok());
     assert_eq!(code(ping(&shim).await), Code::NOT_FOUND, "it is no sandbox of this service");
-    assert_eq!(code(shim.sandbox.create_sandbox(quick(), &create()).await), Code::ALREADY_EXISTS);
+    assert_eq!(code(shim.sandbox.create_sandbox(quick(), &create(&shim)).await), Code::ALREADY_EXISTS);
 }

@@ -185,7 +185,8 @@ fn a_bundle_without_a_configuration_is_a_sandboxes_and_waits_for_it() {
     let status = SandboxStatusRequest { sandbox_id: "pod1".into(), ..SandboxStatusRequest::default() };
     let error = sandbox.sandbox_status(quick(), &status).expect_err("not created");
     assert!(matches!(error, ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::NOT_FOUND));
-    let create = CreateSandboxRequest { sandbox_id: "pod1".into(), ..CreateSandboxRequest::default() };
+    let bundle_path = bundle.display().to_string();
+    let create = CreateSandboxRequest { sandbox_id: "pod1".into(), bundle_path, ..CreateSandboxRequest::default() };
     sandbox.create_sandbox(quick(), &create).expect("created");
     let start = StartSandboxRequest { sandbox_id: "pod1".into(), ..StartSandboxRequest::default() };
     let error = sandbox.start_sandbox(quick(), &start).expect_err("there is no installation");

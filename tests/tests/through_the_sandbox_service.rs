@@ -111,7 +111,8 @@ impl<'host> Sandbox<'host> {
     }
 }
 
-/// `PodSandboxConfig { hostname: "web-0", linux: { resources: { memory_limit_in_bytes } } }` on the wire (k8s.io/cri-api, runtime.v1).
+/// `PodSandboxConfig { hostname: "web-0", linux: { cgroup_parent, resources: { memory_limit_in_bytes } } }` on the wire (k8s.io/cri-api,
+/// runtime.v1).
 fn sandbox_config() -> Vec<u8> {
     let mut memory = vec![0x20];
     let mut rest = MEMORY_LIMIT;
@@ -126,7 +127,9 @@ fn sandbox_config() -> Vec<u8> {
         out
     };
     let mut config = message(0x12, b"web-0");
-    config.extend(message(0x42, &message(0x2a, &memory)));
+    let mut linux = message(0x0a, b"/kata-rs-test-pods");
+    linux.extend(message(0x2a, &memory));
+    config.extend(message(0x42, &linux));
     config
 }
 
@@ -145,12 +148,21 @@ fn containers_run_in_a_sandbox_that_has_none_of_its_own() {
     let (sandbox, pid) = Sandbox::ready(&subject);
     let program = fs::read_link(format!("/proc/{pid}/exe")).expect("it runs");
     assert!(program.ends_with("kata-rs-vmm"), "{}", program.display());
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("read");
+    assert!(cgroups.contains(&format!("/kata-rs-test-pods/{}", sandbox.id())), "{cgroups}");
     assert_eq!(sandbox.status().state, "SANDBOX_READY");
 
-    let words = ["sh", "-c", "awk '/MemTotal/ {print $2 * 1024}' /proc/meminfo; exit 7"];
+    let words = [
+        "sh",
+        "-c",
+        "awk '/MemTotal/ {print $2 * 1024}' /proc/meminfo; cat /etc/hostname; grep -c localhost /etc/hosts; exit 7",
+    ];
     let (one, stdio) = sandbox.container(&words);
     assert_eq!(one.wait("").expect("waited").exit_status, 7);
-    let memory: f64 = stdio.whole().expect("read").trim().parse().expect("a number");
+    let text = stdio.whole().expect("read");
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[1..], ["web-0", "2"], "what a pause container would have shown");
+    let memory: f64 = lines[0].parse().expect("a number");
     let limit = MEMORY_LIMIT as f64;
     assert!((limit..limit * 1.4).contains(&memory), "the machine of a pod with {limit} bytes has {memory}");
     one.delete("").expect("deleted");
@@ -167,6 +179,9 @@ fn containers_run_in_a_sandbox_that_has_none_of_its_own() {
     assert_eq!((sandbox.wait(), sandbox.status().state.as_str()), (0, "SANDBOX_NOTREADY"));
     sandbox.shut_down();
     assert!(!Path::new(&format!("/proc/{pid}")).exists() && !state_dir(&sandbox).exists());
+    let left =
+        fs::read_dir("/sys/fs/cgroup").expect("read").flatten().map(|entry| entry.path().join("kata-rs-test-pods"));
+    assert!(left.into_iter().all(|folder| !folder.join(sandbox.id()).exists()), "its cgroup is left");
 }
 
 #[test]

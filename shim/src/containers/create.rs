@@ -49,7 +49,10 @@ impl Containers {
     ///
     /// # Errors
     /// The name is taken, the stdio cannot be opened, or the pod refuses; nothing is left then.
-    pub async fn create(self: &Arc<Self>, new: NewContainer) -> Result<u32, Refusal> {
+    pub async fn create(self: &Arc<Self>, mut new: NewContainer) -> Result<u32, Refusal> {
+        if let Some(files) = self.files.get() {
+            files.complete(&mut new.oci);
+        }
         let reservation = self.table.reserve(first(&new.id))?;
         let opened = Opened::open(&new.stdio, self.owner(&new.id)).await?;
         let pod = self.machine.pod().await?;

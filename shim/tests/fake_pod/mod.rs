@@ -20,7 +20,7 @@ use containerd_shim_protos::{
     sandbox_async::SandboxClient,
     shim_async::{Events, TaskClient, create_events},
 };
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxResources, Spec};
 use pod::{ContainerSpec, ErrorKind, ExecSpec, Exit, PodError, ProcessId, ProcessStreams, StdioWanted};
 use protobuf::well_known_types::any::Any;
 use shim::{
@@ -49,6 +49,8 @@ pub const VMM_PID: u32 = 4242;
 pub struct FakePod {
     pub exits: Mutex<BTreeMap<ProcessId, watch::Sender<Option<Exit>>>>,
     pub far_ends: Mutex<BTreeMap<ProcessId, ProcessStreams>>,
+    /// What was asked for, by container.
+    pub specs: Mutex<BTreeMap<String, Spec>>,
     /// Containers that end before their start is answered.
     pub hasty: Mutex<bool>,
     /// What `create` waits for, if anything.
@@ -96,6 +98,7 @@ impl PodFront for FakePod {
             let _ = gate.await;
         }
         self.exits.lock().expect("lock").insert(id.clone(), watch::Sender::new(None));
+        self.specs.lock().expect("lock").insert(container.id.clone(), container.oci);
         Ok((1, self.streams(&id, container.stdio)))
     }
     async fn add_exec(&self, exec: ExecSpec) -> Result<ProcessStreams, PodError> {
