@@ -7,8 +7,10 @@
 //! |---|---|
 //! | is gone | the pod's record is replayed backwards, its socket removed |
 //! | serves, and does not know the container | nothing: it was deleted as it should be |
-//! | serves, and knows it | the container is killed and deleted through the daemon |
-//! | listens, and does not answer | it is killed, then as if gone |
+//! | serves, and knows it | it is told to give the container up, and goes on with that after us if need be |
+//! | serves, and the pod is named after the container | the same, after which a pod without containers ends |
+//! | listens, does not answer, and the container is the one that the pod is named after | it is killed, then as if gone |
+//! | listens, does not answer, and the container is another one | nothing, with an error: the pod's own delete comes |
 //!
 //! Nothing here needs the guest, and everything can be done again.
 
@@ -16,12 +18,12 @@ use std::{
     io::{self, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use containerd_shim_protos::{
     TaskClient,
-    api::{ConnectRequest, DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest},
+    api::{ConnectRequest, DeleteResponse},
 };
 use pod::ErrorKind;
 use protobuf::Message;
@@ -35,21 +37,22 @@ use ttrpc::{Code, context};
 use crate::{
     arguments::{ArgumentError, Arguments},
     containers::KILLED_STATUS,
+    giving_up,
     group::Group,
     pod_cgroup,
     refusal::Refusal,
     timestamp,
 };
 
-/// How long a living daemon has to answer its first question, and all of them together. containerd gives all of `delete` five seconds, of which
-/// a daemon's death and the clean-up after it need up to two and a half.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
-const ANSWERS_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a living daemon has to answer. containerd gives all of `delete` five seconds, of which a daemon's death and the clean-up after it
+/// need up to two and a half.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a daemon that has answered is waited for while it gives a container up.
+const GIVE_UP_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the kernel has to end a killed daemon.
 const END_DEADLINE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// Mounts on one place that are taken off; containerd makes one.
 const STACKED_MOUNTS_MAX: usize = 16;
-const SIGKILL: u32 = 9;
 
 /// Why something could not be undone; it can be tried again.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,9 @@ pub enum DeleteError {
     /// The pod's own clean-up.
     #[error("cannot undo what the pod {0} left")]
     CleanUp(String, #[source] Refusal),
+    /// The daemon hangs, and may have other containers.
+    #[error("the shim of the pod {0} does not answer, and the pod is more than its container {1}: delete the pod")]
+    Silent(String, String),
     /// Standard output.
     #[error("cannot tell containerd the outcome")]
     Answer(#[source] io::Error),
@@ -79,14 +85,14 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
         group.socket.clone_from(socket);
     }
     let undone = match UnixStream::connect(&group.socket) {
-        Ok(daemon) if ask_daemon(&group, &arguments.id) => {
-            drop(daemon);
-            Ok(())
-        }
-        Ok(daemon) => {
-            kill_peer(&daemon);
-            clean_up(&group)
-        }
+        Ok(daemon) => match decide(ask_daemon(&group, &arguments.id), group.id == arguments.id) {
+            Deed::Nothing => Ok(()),
+            Deed::EndPod => {
+                kill_peer(&daemon);
+                clean_up(&group)
+            }
+            Deed::Complain => Err(DeleteError::Silent(group.id.clone(), arguments.id.clone())),
+        },
         Err(_) => clean_up(&group),
     };
     unmount_rootfs(&bundle);
@@ -94,31 +100,46 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
     undone
 }
 
-// Whether the daemon answers; a container that it still knows is ended on the way.
-fn ask_daemon(group: &Group, id: &str) -> bool {
-    let Ok(client) = ttrpc::Client::connect(&group.address()) else { return false };
-    let client = TaskClient::new(client);
-    let begun = Instant::now();
-    let deadline = || context::with_duration(what_is_left(begun.elapsed()));
-    let id = || id.to_owned();
-    match client
-        .connect(context::with_duration(ANSWER_DEADLINE), &ConnectRequest { id: id(), ..ConnectRequest::default() })
-    {
-        Ok(_) => {}
-        Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND => return true,
-        Err(_) => return false,
-    }
-    let kill = KillRequest { id: id(), signal: SIGKILL, all: true, ..KillRequest::default() };
-    let _ = client.kill(deadline(), &kill);
-    let _ = client.wait(deadline(), &WaitRequest { id: id(), ..WaitRequest::default() });
-    let deleted = client.delete(deadline(), &DeleteRequest { id: id(), ..DeleteRequest::default() });
-    let _ = client.shutdown(deadline(), &ShutdownRequest { id: id(), ..ShutdownRequest::default() });
-    deleted.is_ok()
+/// What became of the question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Daemon {
+    /// It answered, and does what is left to do.
+    Serves,
+    /// Not a word.
+    Silent,
 }
 
-// Never nothing: ttrpc takes that for no deadline at all.
-fn what_is_left(elapsed: Duration) -> Duration {
-    ANSWERS_DEADLINE.saturating_sub(elapsed).max(Duration::from_millis(10))
+/// What follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deed {
+    Nothing,
+    EndPod,
+    Complain,
+}
+
+/// A daemon that answers is never ended from here: others may live in its pod. One that is silent is, for the container that the pod is named
+/// after, which ends last (containerd's sandbox, or the only one); no other container is worth the pod. Pure.
+fn decide(daemon: Daemon, is_the_pods: bool) -> Deed {
+    match (daemon, is_the_pods) {
+        (Daemon::Serves, _) => Deed::Nothing,
+        (Daemon::Silent, true) => Deed::EndPod,
+        (Daemon::Silent, false) => Deed::Complain,
+    }
+}
+
+// A container that the daemon still knows is given up on the way; it goes on with that after us.
+fn ask_daemon(group: &Group, id: &str) -> Daemon {
+    let Ok(client) = ttrpc::Client::connect(&group.address()) else { return Daemon::Silent };
+    let request = ConnectRequest { id: id.to_owned(), ..ConnectRequest::default() };
+    match TaskClient::new(client.clone()).connect(context::with_duration(ANSWER_DEADLINE), &request) {
+        // Another container of the pod, deleted as it should be.
+        Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND && group.id != id => {}
+        Ok(_) | Err(ttrpc::Error::RpcStatus(_)) => {
+            let _ = giving_up::give_up(&client, &context::with_duration(GIVE_UP_DEADLINE), id);
+        }
+        Err(_) => return Daemon::Silent,
+    }
+    Daemon::Serves
 }
 
 // The peer is the daemon itself, which listened last; see daemon.rs.
@@ -164,13 +185,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemon_that_answers_nothing_leaves_time_for_the_clean_up() {
-        let (mut elapsed, calls) = (ANSWER_DEADLINE, 4);
-        for _ in 0..calls {
-            let call = what_is_left(elapsed);
-            assert!(call > Duration::ZERO);
-            elapsed += call;
-        }
-        assert!(elapsed < Duration::from_millis(2500), "{elapsed:?} and 2.5 s more are over containerd's five");
+    fn only_the_delete_of_the_pods_own_container_ends_a_daemon_and_only_a_silent_one() {
+        assert_eq!(decide(Daemon::Serves, true), Deed::Nothing);
+        assert_eq!(decide(Daemon::Serves, false), Deed::Nothing);
+        assert_eq!(decide(Daemon::Silent, true), Deed::EndPod);
+        assert_eq!(decide(Daemon::Silent, false), Deed::Complain);
     }
 }

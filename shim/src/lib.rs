@@ -32,6 +32,7 @@ pub mod daemon;
 pub mod delete;
 pub mod ending;
 pub mod events;
+pub mod giving_up;
 pub mod group;
 pub mod info;
 pub mod lifecycle;

@@ -26,6 +26,7 @@ use crate::{
     bundle,
     containers::{Containers, NewContainer, NewExec, first},
     ending::Ending,
+    giving_up,
     group::Group,
     lifecycle::Phase,
     malformed, metrics,
@@ -55,6 +56,7 @@ impl TaskService {
     pub fn handlers(&self) -> HashMap<String, Service> {
         let mut all = create_task(self.shared());
         all.extend(create_task(self.shared()).remove(SERVICE_V3).map(|service| (SERVICE_V2.to_owned(), service)));
+        all.extend(giving_up::handlers(Arc::clone(&self.containers), self.ending.clone()));
         malformed::refused(all)
     }
 

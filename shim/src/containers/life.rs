@@ -6,9 +6,11 @@ use pod::{ErrorKind, Exit, PodError, ProcessId};
 
 use super::{
     Containers,
-    process::{Process, killed_now, name},
+    process::{Process, first, killed_now, name},
 };
 use crate::{events::Event, lifecycle::Lifecycle, lock::held, machine::PodFront, refusal::Refusal};
+
+const SIGKILL: u32 = 9;
 
 impl Containers {
     /// Starts a container or an exec.
@@ -76,7 +78,7 @@ impl Containers {
         };
         let stdio = held(&process.stdio).take();
         match stdio {
-            Some(stdio) if ended.is_some() => stdio.drain().await,
+            Some(stdio) if ended.is_some() => process.last_words(stdio).await,
             Some(_never_ran) => {}
             // Another delete has it; being second is no reason to be told too early.
             None => drop(process.drained.subscribe().wait_for(|drained| *drained).await),
@@ -89,6 +91,24 @@ impl Containers {
             self.publisher.publish(Event::Deleted(id.container_id.clone(), process.pid, exit));
         }
         Ok(exit)
+    }
+
+    /// Ends a container that nobody wants any more, and forgets it, in whatever state it is; what it still has to say is for nobody.
+    ///
+    /// # Errors
+    /// There is no such container, or the pod cannot let go of it; it can be tried again then.
+    pub async fn give_up(&self, container_id: &str) -> Result<(), Refusal> {
+        let id = first(container_id);
+        let process = self.table.find_to_delete(&id).await?;
+        if let Err(refusal) = self.signal(&id, SIGKILL, true).await {
+            log::debug!("{} is not killed: {refusal}", name(&id));
+        }
+        if !self.machine.is_stopped() {
+            self.wait(&id).await?;
+        }
+        // A delete that waits for the output goes on as well.
+        process.given_up.send_replace(true);
+        self.delete(&id).await.map(drop)
     }
 
     // Nothing, where nothing is left of it.

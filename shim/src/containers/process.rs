@@ -42,6 +42,8 @@ pub(super) struct Process {
     /// Set once, after the exit was announced.
     pub(super) exit: watch::Sender<Option<Exit>>,
     pub(super) stdio: Mutex<Option<Stdio>>,
+    /// Set once, when nobody wants to hear of it any more.
+    pub(super) given_up: watch::Sender<bool>,
     /// Set once, when a delete has seen the last of the output.
     pub(super) drained: watch::Sender<bool>,
 }
@@ -56,8 +58,18 @@ impl Process {
             life: Mutex::default(),
             exit: watch::Sender::new(None),
             stdio: Mutex::new(Some(stdio)),
+            given_up: watch::Sender::new(false),
             drained: watch::Sender::new(false),
         })
+    }
+
+    /// Waits until the output of this ended process is where it belongs, or nobody wants it any more.
+    pub(super) async fn last_words(&self, stdio: Stdio) {
+        let mut given_up = self.given_up.subscribe();
+        tokio::select! {
+            () = stdio.drain() => {}
+            _ = given_up.wait_for(|given_up| *given_up) => {}
+        }
     }
 }
 

@@ -57,6 +57,8 @@ pub struct FakePod {
     pub create_gate: Mutex<Option<oneshot::Receiver<()>>>,
     /// What `start` waits for, if anything.
     pub gate: Mutex<Option<oneshot::Receiver<()>>>,
+    /// Signals end nothing.
+    pub undead: Mutex<bool>,
     pub signals: Mutex<Vec<(ProcessId, u32, bool)>>,
     pub gone: Notify,
     pub stopped: watch::Sender<bool>,
@@ -125,7 +127,7 @@ impl PodFront for FakePod {
     }
     async fn signal(&self, process: &ProcessId, signal: u32, all: bool) -> Result<(), PodError> {
         self.signals.lock().expect("lock").push((process.clone(), signal, all));
-        if signal == 9 {
+        if signal == 9 && !*self.undead.lock().expect("lock") {
             self.end(process, 137);
         }
         Ok(())
