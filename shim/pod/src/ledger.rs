@@ -85,6 +85,8 @@ impl Ledger {
 mod tests {
     use std::time::SystemTime;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn exec(name: &str) -> ProcessId {
@@ -140,5 +142,80 @@ mod tests {
         assert!(!ledger.anything_alive());
         assert_eq!(ledger.exit(&exec("e")).map(|e| e.status), Some(3));
         assert_eq!(ledger.exit(&ProcessId::first("c")).map(|e| e.status), Some(137));
+    }
+
+    /// One call or one failure, of one of the processes of a small pod.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Enter(ProcessId),
+        Apply(ProcessId, Event),
+        MachineGone,
+    }
+
+    fn any_process() -> impl Strategy<Value = ProcessId> {
+        (0_u8..2, 0_u8..3).prop_map(|(container, exec)| ProcessId {
+            container_id: format!("c{container}"),
+            exec_id: if exec == 0 { String::new() } else { format!("e{exec}") },
+        })
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        let event = (0_u8..10, 0_u32..256).prop_map(|(kind, status)| match kind {
+            0 | 1 => Event::Made,
+            2 => Event::MakeFailed,
+            3 => Event::StartAsked,
+            4 => Event::Started,
+            5 => Event::StartFailed(exit(status)),
+            6 => Event::Exited(exit(status)),
+            7 => Event::DeleteAsked,
+            8 => Event::Deleted,
+            _ => Event::DeleteFailed,
+        });
+        prop_oneof![
+            3 => any_process().prop_map(Step::Enter),
+            20 => (any_process(), event).prop_map(|(process, event)| Step::Apply(process, event)),
+            1 => Just(Step::MachineGone),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn whatever_is_called_and_fails_each_life_has_one_exit_and_nothing_after_it(steps in prop::collection::vec(any_step(), 0..120)) {
+            let mut ledger = Ledger::default();
+            // The exits of the lives that are still in the ledger.
+            let mut exits = BTreeMap::<ProcessId, Exit>::new();
+            for step in steps {
+                match &step {
+                    Step::Enter(process) => {
+                        let container = ProcessId::first(&process.container_id);
+                        let container_lives = ledger.state(&container).is_ok_and(|s| matches!(s, State::Created | State::Starting | State::Running));
+                        if ledger.enter(process).is_ok() {
+                            prop_assert!(exits.get(process).is_none(), "{process} has two lives at once");
+                            prop_assert!(!process.is_exec() || container_lives, "an exec in a container that does not live");
+                        }
+                    }
+                    Step::Apply(process, event) => match ledger.apply(process, *event) {
+                        Ok(None) => {
+                            prop_assert_eq!(ledger.state(process).map_err(|e| e.kind), Err(ErrorKind::NotFound));
+                            exits.retain(|other, _| other != process && (process.is_exec() || other.container_id != process.container_id));
+                        }
+                        Ok(Some(_)) | Err(_) => {}
+                    },
+                    Step::MachineGone => {
+                        ledger.machine_gone(exit(137));
+                        prop_assert!(ledger.processes.values().all(|s| !matches!(s, State::Created | State::Starting | State::Running)));
+                    }
+                }
+                for (process, told) in &exits {
+                    prop_assert_eq!(ledger.exit(process), Some(*told), "{} changed its exit at {:?}", process, step);
+                }
+                let known: Vec<_> = ledger.processes.keys().filter_map(|p| Some((p.clone(), ledger.exit(p)?))).collect();
+                exits.extend(known);
+                for process in ledger.processes.keys().filter(|process| process.is_exec()) {
+                    prop_assert!(ledger.processes.contains_key(&ProcessId::first(&process.container_id)), "{process} has outlived its container");
+                }
+            }
+        }
     }
 }

@@ -134,6 +134,9 @@ impl Task {
             self.ledger.machine_gone(death());
         }
         self.settle(process);
+        if after.is_none() && !process.is_exec() {
+            self.settle_execs_of(process);
+        }
         Ok(after)
     }
 
@@ -151,6 +154,12 @@ impl Task {
             };
             let _ = waiter.send(copy);
         }
+    }
+
+    /// With a container its execs are forgotten, whatever became of them.
+    fn settle_execs_of(&mut self, container: &ProcessId) {
+        let waited = self.waiters.keys().filter(|process| process.container_id == container.container_id);
+        waited.cloned().collect::<Vec<_>>().iter().for_each(|process| self.settle(process));
     }
 
     fn machine_went(&mut self) {
@@ -211,3 +220,6 @@ fn verdict(problems: &[String]) -> Result<(), PodError> {
 fn death() -> Exit {
     Exit { status: MACHINE_DIED_STATUS, at: SystemTime::now(), oom_killed: false }
 }
+
+#[cfg(test)]
+mod tests;
