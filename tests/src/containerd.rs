@@ -5,8 +5,9 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
+        Mutex, MutexGuard,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -32,8 +33,7 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// A running containerd.
 pub struct Containerd {
     folder: TempDir,
-    child: Child,
-    guard: Guard,
+    daemon: Mutex<Daemon>,
     namespace: String,
     next: AtomicU32,
     extra_environment: Vec<(String, String)>,
@@ -67,17 +67,26 @@ impl Containerd {
         fs::write(folder.path().join("config.toml"), config(&folder)).expect("writable");
         let extra_environment: Vec<_> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         show_log_on_panic(folder.path().join("containerd.log"));
-        let child = spawn(&folder, &extra_environment);
-        let guard = Guard::of(&child, &folder);
-        Self { folder, child, guard, namespace, next: AtomicU32::new(1), extra_environment }
+        let daemon = Mutex::new(Daemon::start(&folder, &extra_environment));
+        Self { folder, daemon, namespace, next: AtomicU32::new(1), extra_environment }
     }
 
     /// Stops it with a signal and starts it anew on the same folders; pods go on meanwhile.
-    pub fn restart(&mut self, with: rustix::process::Signal) {
-        command::signal(self.child.id(), with);
-        command::wait_for(&mut self.child, START_DEADLINE).expect("containerd ends when told");
-        self.child = spawn(&self.folder, &self.extra_environment);
-        self.guard = Guard::of(&self.child, &self.folder);
+    pub fn restart(&self, with: rustix::process::Signal) {
+        self.away(with, || ());
+    }
+
+    /// The same, with something done while it is away.
+    pub fn away<T>(&self, with: rustix::process::Signal, meanwhile: impl FnOnce() -> T) -> T {
+        let mut daemon = self.daemon();
+        daemon.end(with, START_DEADLINE).expect("containerd ends when told");
+        let done = meanwhile();
+        *daemon = Daemon::start(&self.folder, &self.extra_environment);
+        done
+    }
+
+    fn daemon(&self) -> MutexGuard<'_, Daemon> {
+        self.daemon.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// The containerd namespace of the test.
@@ -141,6 +150,28 @@ impl Containerd {
     }
 }
 
+/// The process.
+struct Daemon {
+    child: Child,
+    guard: Guard,
+}
+
+impl Daemon {
+    fn start(folder: &TempDir, environment: &[(String, String)]) -> Self {
+        let child = spawn(folder, environment);
+        let guard = Guard::of(&child, folder);
+        Self { child, guard }
+    }
+
+    /// Its status, unless it has not ended in time.
+    fn end(&mut self, signal: rustix::process::Signal, deadline: Duration) -> Option<ExitStatus> {
+        // The guard first: it would take a containerd that is being ended for one that is left.
+        self.guard.dismiss();
+        command::signal(self.child.id(), signal);
+        command::wait_for(&mut self.child, deadline)
+    }
+}
+
 /// Ends a containerd whose test program ended without dropping it, as programs do with what is in a static, and when they are killed.
 struct Guard {
     shell: Child,
@@ -162,21 +193,25 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
-    fn drop(&mut self) {
+impl Guard {
+    fn dismiss(&mut self) {
         let _ = self.shell.kill();
         let _ = self.shell.wait();
     }
 }
 
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.dismiss();
+    }
+}
+
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // The guard first: it would take a containerd that is being ended for one that is left.
-        let _ = self.guard.shell.kill();
-        command::signal(self.child.id(), rustix::process::Signal::TERM);
-        if command::wait_for(&mut self.child, Duration::from_secs(10)).is_none() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+        let mut daemon = self.daemon();
+        if daemon.end(rustix::process::Signal::TERM, Duration::from_secs(10)).is_none() {
+            let _ = daemon.child.kill();
+            let _ = daemon.child.wait();
         }
     }
 }

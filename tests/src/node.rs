@@ -32,6 +32,9 @@ use crate::Containerd;
 /// How often the node asks for a state. The kubelet lists once a second (its PLEG); containerd 1.6 has no events for it.
 pub const RELIST: Duration = Duration::from_millis(10);
 
+/// Longest that containerd takes to look at what ran on without it.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(60);
+
 /// containerd with CRI, and its client.
 pub struct Node {
     /// The runtime's side; the node's files are in its folder.
@@ -63,6 +66,17 @@ impl Node {
             node.wait_for_image(&name)?;
         }
         Ok(node)
+    }
+
+    /// Ends containerd with a signal, does something, and starts it again. Returns once the CRI plugin knows its pods again.
+    ///
+    /// # Errors
+    /// It does not come back.
+    pub fn away<T>(&self, signal: rustix::process::Signal, meanwhile: impl FnOnce() -> T) -> anyhow::Result<T> {
+        let done = self.containerd.away(signal, meanwhile);
+        // Until it has looked at what runs, it refuses every call.
+        let ready = poll_until(RECOVERS_WITHIN, || Ok(self.cri.status(v1::StatusRequest::default()).ok()))?;
+        ready.map(|_| done).context("the CRI plugin does not serve again")
     }
 
     /// The plugin hears of an import by an event, a moment later.
