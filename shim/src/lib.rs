@@ -5,15 +5,17 @@
 //! # One binary, three lives
 //! ```text
 //! containerd ── shim start ──> [start]   finds or binds the pod's socket, spawns the daemon, prints the address, ends
-//!                                 └────> [daemon]  one per pod: serves Task, publishes events, copies stdio, owns the machine
+//!                                 └────> [daemon]  one per pod: serves Task and Sandbox, publishes events, copies stdio, owns the machine
 //! containerd ── shim delete ─> [delete]  after the daemon is gone: undoes what is left, from the pod's record
 //! ```
 //! # A request's way through the daemon
 //! ```text
-//! ttrpc ─> task (parse) ─> containers (table, lifecycle) ─> machine ─> PodFront ─> pod
-//!                               ├─> publisher ─> containerd's events service
-//!                               └─> stdio (fifo <-> stream)
+//! listener ─┬─> task ────────────┬─> containers (table, lifecycle) ─> machine ─> PodFront ─> pod
+//!           └─> sandbox_service ─┘      ├─> publisher ─> containerd's events service
+//!                                       └─> stdio (fifo, file, logging program <-> stream)
 //! ```
+//! Both services ask for the pod by a `pod_request`, and for its end by `ending`.
+//!
 //! A request that changes something runs in a task of its own: containerd may hang up in the middle (it restarts), and a
 //! half-made container would be nobody's.
 //!

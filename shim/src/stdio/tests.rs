@@ -236,6 +236,50 @@ async fn a_fifo_named_as_a_file_waits_for_nobody() {
     assert_eq!(in_thread(move || std::io::read_to_string(file)).await.expect("read"), "into a fifo");
 }
 
+/// A process whose output goes to a shell script, which is ready at once.
+async fn stdout_to_script(lines: &str) -> (Stdio, UnixStream, tempfile::TempDir) {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("folder");
+    let script = dir.path().join("logger");
+    std::fs::write(&script, format!("#!/bin/sh\nexec 5>&-\n{lines}\n")).expect("written");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("set");
+    let paths = Paths { stdout: format!("binary://{}", script.display()), ..Paths::default() };
+    let (ours, process) = UnixStream::pair().expect("pair");
+    let streams = ProcessStreams { stdout: Some(ours), ..ProcessStreams::default() };
+    (open(&paths).await.expect("opened").connect(streams).expect("connected"), process, dir)
+}
+
+async fn written_until_refused(process: &UnixStream) -> (usize, io::ErrorKind) {
+    process.set_nonblocking(true).expect("set");
+    let (mut accepted, mut refused_in_a_row) = (0_usize, 0);
+    loop {
+        match (&*process).write(&[7; 4096]) {
+            Ok(length) => (accepted, refused_in_a_row) = (accepted + length, 0),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock || refused_in_a_row > 100 => {
+                return (accepted, error.kind());
+            }
+            Err(_) => refused_in_a_row += 1,
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_logger_that_does_not_read_holds_up_its_process_and_no_memory() {
+    let (_stdio, process, _dir) = stdout_to_script("exec sleep 600").await;
+    let (accepted, why) = written_until_refused(&process).await;
+    assert_eq!(why, io::ErrorKind::WouldBlock);
+    assert!(accepted < 2 << 20, "{accepted} bytes went into a pipe that holds 64 KiB");
+}
+
+#[tokio::test]
+async fn a_logger_that_dies_ends_the_output_and_holds_up_no_end() {
+    let (stdio, process, _dir) = stdout_to_script("exit 1").await;
+    let (_, why) = written_until_refused(&process).await;
+    assert_eq!(why, io::ErrorKind::BrokenPipe);
+    timeout(SILENCE_MAX * 5, stdio.drain()).await.expect("there is nothing to wait for");
+}
+
 #[tokio::test]
 async fn nothing_is_read_before_the_process_starts() {
     let fifo = Fifo::new();
