@@ -137,17 +137,28 @@ prune() {
 	done
 }
 
-uninstall() {
-	[ -d "$versions" ] || return 0
+refuse_any_in_use() {
 	for folder in "$versions"/*/; do
 		[ ! -d "$folder" ] || refuse_in_use "${folder%/}"
 	done
+}
+
+uninstall() {
+	[ -d "$versions" ] || return 0
+	refuse_any_in_use
+	was=$(current)
 	for link in "$top/bin"/*; do
 		case $(readlink "$link" 2>/dev/null || true) in
 		../current/bin/*) rm -f "$link" ;;
 		esac
 	done
-	rm -rf "$top/current" "$versions"
+	rm -f "$top/current"
+	# A pod may have begun to start between the look and the end of the links; from here on none can.
+	(refuse_any_in_use) || {
+		[ -z "$was" ] || switch "$was"
+		exit 1
+	}
+	rm -rf "$versions"
 	rmdir "$top/bin" "$top" 2>/dev/null || true
 }
 
