@@ -145,6 +145,7 @@ impl Containers {
                     self.publisher.publish(Event::Exited(process.id.clone(), process.pid, exit));
                     process.exit.send_replace(Some(exit));
                 }
+                Announcement::NeverRan(exit) => drop(process.exit.send_replace(Some(exit))),
             }
         }
     }

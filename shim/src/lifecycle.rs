@@ -7,7 +7,8 @@
 //!      │  └─────── start_failed ─┘  └─ ended ───┴─── ended ──┤
 //!      └───────────────────── ended ──────────────────────> Stopped
 //! ```
-//! A process can end before the answer to its start has come back. Then its exit is kept, and told right after the start:
+//! An exec whose start is refused is stopped, too, but nobody is told: it never was. (The first process of a container was there, at its gate,
+//! and has an end.) A process can end before the answer to its start has come back. Then its exit is kept, and told right after the start:
 //! containerd hears `TaskStart` before `TaskExit`, and `TaskExit` exactly once. [`Announcement`]s come out in the order to publish.
 
 use pod::{ErrorKind, Exit};
@@ -41,6 +42,8 @@ pub enum Announcement {
     OutOfMemory,
     /// It is over.
     Exited(Exit),
+    /// It could not be started: who waits is let go, and containerd, which never heard of a start, hears of no end.
+    NeverRan(Exit),
 }
 
 /// One process's life.
@@ -112,6 +115,15 @@ impl Lifecycle {
         }
         self.kills_told += 1;
         vec![Announcement::OutOfMemory]
+    }
+
+    /// Start is answered: it does not run, and never will.
+    pub fn start_refused(&mut self, exit: Exit) -> Vec<Announcement> {
+        if self.phase != Phase::Starting || self.exit.is_some() {
+            return self.start_failed();
+        }
+        (self.phase, self.exit, self.told) = (Phase::Stopped, Some(exit), true);
+        vec![Announcement::NeverRan(exit)]
     }
 
     /// It has ended. Only the first end counts.
@@ -220,6 +232,15 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_start_is_an_end_for_who_waits_and_no_news() {
+        let mut life = Lifecycle::default();
+        life.request_start().expect("asked");
+        assert_eq!(life.start_refused(exit(127)), [Announcement::NeverRan(exit(127))]);
+        assert_eq!((life.ended(exit(0)), life.exit()), (Vec::new(), Some(exit(127))));
+        assert_eq!(life.check_delete(), Ok(()));
+    }
+
+    #[test]
     fn running_processes_are_not_deleted_and_ended_ones_get_no_signals() {
         let mut life = Lifecycle::default();
         life.request_start().expect("asked");
@@ -281,7 +302,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_happens_exit_is_told_at_most_once_and_never_before_start(steps in prop::collection::vec(0_u8..6, 0..40)) {
+        fn whatever_happens_exit_is_told_at_most_once_and_never_before_start(steps in prop::collection::vec(0_u8..7, 0..40)) {
             let mut life = Lifecycle::default();
             let mut news = Vec::new();
             for step in steps {
@@ -291,10 +312,11 @@ mod tests {
                     2 => news.extend(life.start_failed()),
                     3 => news.extend(life.ended(exit(u32::try_from(news.len()).expect("small")))),
                     4 => life.paused(),
+                    5 => news.extend(life.start_refused(exit(127))),
                     _ => life.resumed(),
                 }
             }
-            let exits = news.iter().filter(|item| matches!(item, Announcement::Exited(_))).count();
+            let exits = news.iter().filter(|item| matches!(item, Announcement::Exited(_) | Announcement::NeverRan(_))).count();
             prop_assert!(exits <= 1);
             let exit_place = news.iter().position(|item| matches!(item, Announcement::Exited(_)));
             let start_place = news.iter().position(|item| *item == Announcement::Started);

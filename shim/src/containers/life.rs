@@ -6,7 +6,7 @@ use pod::{ErrorKind, Exit, PodError, ProcessId};
 
 use super::{
     Containers,
-    process::{Process, first, killed_now, name},
+    process::{Process, first, killed_now, name, never_ran},
 };
 use crate::{events::Event, lifecycle::Lifecycle, lock::held, machine::PodFront, refusal::Refusal};
 
@@ -28,8 +28,12 @@ impl Containers {
                 }
                 Ok(process.pid)
             }
-            Err(refusal) => {
+            Err(refusal) if id.exec_id.is_empty() => {
                 self.announce(&process, Lifecycle::start_failed);
+                Err(refusal)
+            }
+            Err(refusal) => {
+                self.announce(&process, |life| life.start_refused(never_ran()));
                 Err(refusal)
             }
         }
@@ -65,28 +69,29 @@ impl Containers {
         ended.ok_or_else(|| Refusal::not_found(name(id)))
     }
 
-    /// Forgets a process that does not run, once its output is where it belongs.
+    /// Forgets a process that does not run, once its output is where it belongs. Who comes while another deletes it waits, and is told the same.
     ///
     /// # Errors
     /// It runs, or the pod cannot let go of it; it can be tried again then.
     pub async fn delete(&self, id: &ProcessId) -> Result<Exit, Refusal> {
         let process = self.table.find_to_delete(id).await?;
+        let mut deleted = process.deleted.lock().await;
         let ended = {
             let life = held(&process.life);
             life.check_delete()?;
             life.exit()
         };
-        let stdio = held(&process.stdio).take();
-        match stdio {
-            Some(stdio) if ended.is_some() => process.last_words(stdio).await,
-            Some(_never_ran) => {}
-            // Another delete has it; being second is no reason to be told too early.
-            None => drop(process.drained.subscribe().wait_for(|drained| *drained).await),
+        if let (true, Some(exit)) = (*deleted, ended) {
+            return Ok(exit);
         }
-        process.drained.send_replace(true);
+        let stdio = held(&process.stdio).take();
+        if let Some(stdio) = stdio.filter(|_| ended.is_some()) {
+            process.last_words(stdio).await;
+        }
         let exit = self.delete_in_guest(id).await?.or(ended).unwrap_or_else(killed_now);
         self.announce(&process, |life| life.ended(exit));
         let exit = held(&process.life).exit().unwrap_or(exit);
+        *deleted = true;
         if self.forget(id) && id.exec_id.is_empty() {
             self.publisher.publish(Event::Deleted(id.container_id.clone(), process.pid, exit));
         }

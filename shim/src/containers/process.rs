@@ -17,6 +17,9 @@ use crate::{
 /// Status of a process that was killed, or whose machine died: 128 + SIGKILL.
 pub const KILLED_STATUS: u32 = 137;
 
+/// Status of an exec that could not be started, as a shell tells a command that is not found.
+const NOT_STARTED_STATUS: u32 = 127;
+
 /// A process as `State` shows it.
 pub struct Snapshot {
     /// Its container's bundle.
@@ -44,8 +47,8 @@ pub(super) struct Process {
     pub(super) stdio: Mutex<Option<Stdio>>,
     /// Set once, when nobody wants to hear of it any more.
     pub(super) given_up: watch::Sender<bool>,
-    /// Set once, when a delete has seen the last of the output.
-    pub(super) drained: watch::Sender<bool>,
+    /// Held by the one that deletes it; true when it is deleted.
+    pub(super) deleted: tokio::sync::Mutex<bool>,
 }
 
 impl Process {
@@ -59,7 +62,7 @@ impl Process {
             exit: watch::Sender::new(None),
             stdio: Mutex::new(Some(stdio)),
             given_up: watch::Sender::new(false),
-            drained: watch::Sender::new(false),
+            deleted: tokio::sync::Mutex::default(),
         })
     }
 
@@ -84,6 +87,11 @@ pub(super) fn name(id: &ProcessId) -> String {
         "" => format!("the container {}", id.container_id),
         exec_id => format!("the process {exec_id} of the container {}", id.container_id),
     }
+}
+
+/// The exit of an exec that could not be started; nobody hears of it but who waits.
+pub(super) fn never_ran() -> Exit {
+    Exit { status: NOT_STARTED_STATUS, at: SystemTime::now(), oom_killed: false }
 }
 
 /// The exit of what ends with its machine.
