@@ -49,6 +49,11 @@ impl Ending {
         self.0.held.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the sandbox of this id holds the pod.
+    pub fn holds(&self, id: &str) -> bool {
+        self.0.held.load(Ordering::Relaxed) && id == self.pod_id()
+    }
+
     /// The last container may be gone: then the pod ends, unless a sandbox holds it. One that is still being made is waited for.
     pub async fn after_a_container(&self) {
         self.0.wanted.store(true, Ordering::Relaxed);

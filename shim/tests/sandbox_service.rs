@@ -6,14 +6,16 @@ mod fake_pod;
 use std::{sync::Arc, time::Duration};
 
 use containerd_shim_protos::{
-    api::{ShutdownRequest, Status},
-    cgroups_v2::metrics::Metrics,
+    api::{ConnectRequest, ShutdownRequest, Status},
+    cgroups::metrics as v1,
+    cgroups_v2::metrics as v2,
     sandbox_api::{
         CreateSandboxRequest, PingRequest, PlatformRequest, SandboxMetricsRequest, SandboxStatusRequest,
         SandboxStatusResponse, ShutdownSandboxRequest, StartSandboxRequest, StartSandboxResponse, StopSandboxRequest,
         WaitSandboxRequest, WaitSandboxResponse,
     },
     sandbox_async::SandboxClient,
+    shim_async::TaskClient,
 };
 use fake_pod::{FakePod, Shim, VMM_PID, code, connect, delete, quick};
 use pod::ErrorKind;
@@ -158,8 +160,20 @@ async fn a_stop_with_time_asks_containers_to_end_first() {
 }
 
 #[tokio::test]
+async fn a_containerd_that_was_restarted_finds_the_sandbox_again() {
+    let shim = ready().await;
+    let again = TaskClient::new(connect(&shim.socket()).await);
+    let connect = ConnectRequest { id: ID.into(), ..ConnectRequest::default() };
+    assert_eq!(again.connect(quick(), &connect).await.expect("it would be forgotten").task_pid, VMM_PID);
+    let stranger = ConnectRequest { id: "other".into(), ..ConnectRequest::default() };
+    assert_eq!(code(again.connect(quick(), &stranger).await), Code::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn calls_before_create_and_for_others_find_nothing() {
     let (shim, _requests) = Shim::start_awaited().await;
+    let connect = ConnectRequest { id: ID.into(), ..ConnectRequest::default() };
+    assert_eq!(code(shim.task.connect(quick(), &connect).await), Code::NOT_FOUND);
     assert_eq!(code(start(&shim).await), Code::NOT_FOUND);
     assert_eq!(code(status(&shim).await), Code::NOT_FOUND);
     assert_eq!(code(stop(&shim, 0).await), Code::NOT_FOUND);
@@ -248,9 +262,15 @@ async fn figures_of_a_sandbox_are_those_of_its_containers() {
     shim.run("two").await;
     let request = SandboxMetricsRequest { sandbox_id: ID.into(), ..SandboxMetricsRequest::default() };
     let metric = shim.sandbox.sandbox_metrics(quick(), &request).await.expect("figures").metrics.unwrap_or_default();
-    assert_eq!((metric.id.as_str(), metric.data.type_url.as_str()), (ID, "io.containerd.cgroups.v2.Metrics"));
-    let figures = Metrics::parse_from_bytes(&metric.data.value).expect("figures");
-    assert_eq!(figures.memory.usage, 2 * 99);
+    assert_eq!(metric.id, ID);
+    // In the host's form, as a container's.
+    let memory = match metric.data.type_url.as_str() {
+        "io.containerd.cgroups.v1.Metrics" => {
+            v1::Metrics::parse_from_bytes(&metric.data.value).expect("figures").memory.usage.usage
+        }
+        _ => v2::Metrics::parse_from_bytes(&metric.data.value).expect("figures").memory.usage,
+    };
+    assert_eq!(memory, 2 * 99);
 }
 
 #[tokio::test]

@@ -171,7 +171,8 @@ async fn figures_pids_and_connect_answer_for_what_is_there() {
     shim.run("c").await;
     let stats =
         shim.task.stats(quick(), &StatsRequest { id: "c".into(), ..StatsRequest::default() }).await.expect("stats");
-    assert_eq!(stats.stats.type_url, "io.containerd.cgroups.v2.Metrics");
+    let host = if pod::host_cgroup::unified() { "v2" } else { "v1" };
+    assert_eq!(stats.stats.type_url, format!("io.containerd.cgroups.{host}.Metrics"));
     let pids = shim.task.pids(quick(), &PidsRequest { id: "c".into(), ..PidsRequest::default() }).await.expect("pids");
     assert_eq!(pids.processes.iter().map(|process| process.pid).collect::<Vec<_>>(), [11, 12]);
     let request = ConnectRequest { id: "c".into(), ..ConnectRequest::default() };

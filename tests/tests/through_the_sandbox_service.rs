@@ -5,7 +5,8 @@
 use std::{fs, path::Path, sync::Arc};
 
 use containerd_shim_protos::{
-    cgroups_v2::metrics::Metrics,
+    cgroups::metrics as v1,
+    cgroups_v2::metrics as v2,
     protobuf::{Message, well_known_types::any::Any},
     sandbox_api::{
         CreateSandboxRequest, CreateSandboxResponse, SandboxMetricsRequest, SandboxMetricsResponse,
@@ -77,10 +78,17 @@ impl<'host> Sandbox<'host> {
         self.shim.call_as(SANDBOX, "SandboxStatus", &request).expect("status")
     }
 
-    fn metrics(&self) -> Metrics {
+    /// Memory that all its containers use, whichever version of cgroups the figures are in.
+    fn memory(&self) -> u64 {
         let request = SandboxMetricsRequest { sandbox_id: self.id(), ..SandboxMetricsRequest::default() };
         let answer: SandboxMetricsResponse = self.shim.call_as(SANDBOX, "SandboxMetrics", &request).expect("metrics");
-        Metrics::parse_from_bytes(&answer.metrics.unwrap_or_default().data.value).expect("figures")
+        let figures = answer.metrics.unwrap_or_default().data.unwrap_or_default();
+        match figures.type_url.as_str() {
+            "io.containerd.cgroups.v1.Metrics" => {
+                v1::Metrics::parse_from_bytes(&figures.value).expect("figures").memory.usage.usage
+            }
+            _ => v2::Metrics::parse_from_bytes(&figures.value).expect("figures").memory.usage,
+        }
     }
 
     fn stop(&self) {
@@ -101,7 +109,13 @@ impl<'host> Sandbox<'host> {
 
     /// A container in it, made as containerd 2.x does: without another `start` of the shim.
     fn container(&self, words: &[&str]) -> (Task, Stdio) {
-        let bundle = Bundle::beside(self.subject, &self.id(), words).expect("a bundle");
+        self.container_with(words, |_| ())
+    }
+
+    /// One with another configuration.
+    fn container_with(&self, words: &[&str], change: impl FnOnce(&mut Value)) -> (Task, Stdio) {
+        let mut bundle = Bundle::beside(self.subject, &self.id(), words).expect("a bundle");
+        change(&mut bundle.spec);
         bundle.write().expect("written");
         let stdio = Stdio::output(&bundle.folder, "init").expect("fifos");
         let task = Task { shim: Arc::clone(&self.shim), bundle };
@@ -170,7 +184,7 @@ fn containers_run_in_a_sandbox_that_has_none_of_its_own() {
 
     let (two, _stdio) = sandbox.container(&["sleep", "1000"]);
     assert_eq!(sandbox.status().pid, pid, "it is the same machine, and outlived its last container");
-    assert!(sandbox.metrics().memory.usage > 0);
+    assert!(sandbox.memory() > 0);
     assert_eq!(one.told(), ["create", "start", "exit 7", "delete 7"]);
 
     sandbox.stop();
@@ -182,6 +196,24 @@ fn containers_run_in_a_sandbox_that_has_none_of_its_own() {
     let left =
         fs::read_dir("/sys/fs/cgroup").expect("read").flatten().map(|entry| entry.path().join("kata-rs-test-pods"));
     assert!(left.into_iter().all(|folder| !folder.join(sandbox.id()).exists()), "its cgroup is left");
+}
+
+#[test]
+fn containers_of_a_sandbox_share_their_processes_when_they_join_it() {
+    needs!(Kvm, Root, Stage);
+    let subject = subject();
+    let (sandbox, pid) = Sandbox::ready(&subject);
+    let join = |spec: &mut Value| spec["linux"]["namespaces"][0]["path"] = format!("/proc/{pid}/ns/pid").into();
+    let (one, _stdio) = sandbox.container_with(&["sleep", "4321"], join);
+    let (two, stdio) = sandbox.container_with(&["sh", "-c", "echo $$; cat /proc/[0-9]*/cmdline | tr '\\0' ' '"], join);
+    assert_eq!(two.wait("").expect("waited").exit_status, 0);
+    let text = stdio.whole().expect("read");
+    assert!(!text.starts_with("1\n") && text.contains("sleep 4321"), "{text}");
+    two.delete("").expect("deleted");
+    sandbox.stop();
+    one.wait("").expect("waited");
+    one.delete("").expect("deleted");
+    sandbox.shut_down();
 }
 
 #[test]
