@@ -146,7 +146,10 @@ fn start_writer<'p>(pod: &'p Pod) -> Container<'p> {
 
 /// Ends with a code of its own once it sees a file.
 fn start_ender<'p>(pod: &'p Pod, volume: &Path, n: usize) -> Container<'p> {
-    let line = format!("mkfifo /tmp/never; exec 3<>/tmp/never; until test -e /vol/go; do read -t 1 <&3; done; : >/vol/gone; exit {}", n + 1);
+    let line = format!(
+        "mkfifo /tmp/never; exec 3<>/tmp/never; until test -e /vol/go; do read -t 1 <&3; done; : >/vol/gone; exit {}",
+        n + 1
+    );
     pod.start(Template::sh(&line).mount(volume, "/vol", false)).expect("it starts")
 }
 
