@@ -5,7 +5,8 @@
 use std::{fs, path::Path, sync::Arc};
 
 use containerd_shim_protos::{
-    cgroups_v2::metrics::Metrics,
+    cgroups::metrics as v1,
+    cgroups_v2::metrics as v2,
     protobuf::{Message, well_known_types::any::Any},
     sandbox_api::{
         CreateSandboxRequest, CreateSandboxResponse, SandboxMetricsRequest, SandboxMetricsResponse,
@@ -77,10 +78,17 @@ impl<'host> Sandbox<'host> {
         self.shim.call_as(SANDBOX, "SandboxStatus", &request).expect("status")
     }
 
-    fn metrics(&self) -> Metrics {
+    /// Memory that all its containers use, whichever version of cgroups the figures are in.
+    fn memory(&self) -> u64 {
         let request = SandboxMetricsRequest { sandbox_id: self.id(), ..SandboxMetricsRequest::default() };
         let answer: SandboxMetricsResponse = self.shim.call_as(SANDBOX, "SandboxMetrics", &request).expect("metrics");
-        Metrics::parse_from_bytes(&answer.metrics.unwrap_or_default().data.value).expect("figures")
+        let figures = answer.metrics.unwrap_or_default().data.unwrap_or_default();
+        match figures.type_url.as_str() {
+            "io.containerd.cgroups.v1.Metrics" => {
+                v1::Metrics::parse_from_bytes(&figures.value).expect("figures").memory.usage.usage
+            }
+            _ => v2::Metrics::parse_from_bytes(&figures.value).expect("figures").memory.usage,
+        }
     }
 
     fn stop(&self) {
@@ -176,7 +184,7 @@ fn containers_run_in_a_sandbox_that_has_none_of_its_own() {
 
     let (two, _stdio) = sandbox.container(&["sleep", "1000"]);
     assert_eq!(sandbox.status().pid, pid, "it is the same machine, and outlived its last container");
-    assert!(sandbox.metrics().memory.usage > 0);
+    assert!(sandbox.memory() > 0);
     assert_eq!(one.told(), ["create", "start", "exit 7", "delete 7"]);
 
     sandbox.stop();
