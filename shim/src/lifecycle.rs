@@ -152,18 +152,33 @@ impl Lifecycle {
         if self.phase == Phase::Paused { Ok(()) } else { Err(refuse("cannot resume what is not paused")) }
     }
 
-    /// Its container is frozen.
-    pub fn paused(&mut self) {
-        if self.phase == Phase::Running {
-            self.phase = Phase::Paused;
+    /// Nobody knows it any more, because its container is deleted. This is its end, if it had none, and after it nothing is told. One whose start
+    /// is not answered yet has never run, for all that anybody has heard.
+    pub fn forgotten(&mut self, exit: Exit) -> Vec<Announcement> {
+        if self.phase != Phase::Starting {
+            return self.ended(exit);
         }
+        let exit = *self.exit.get_or_insert(exit);
+        (self.phase, self.told) = (Phase::Stopped, true);
+        vec![Announcement::NeverRan(exit)]
     }
 
-    /// Its container is thawed.
-    pub fn resumed(&mut self) {
-        if self.phase == Phase::Paused {
+    /// Its container is frozen; whether that is news: it may have ended meanwhile.
+    pub fn paused(&mut self) -> bool {
+        let runs = self.phase == Phase::Running;
+        if runs {
+            self.phase = Phase::Paused;
+        }
+        runs
+    }
+
+    /// Its container is thawed; whether that is news.
+    pub fn resumed(&mut self) -> bool {
+        let frozen = self.phase == Phase::Paused;
+        if frozen {
             self.phase = Phase::Running;
         }
+        frozen
     }
 
     /// Whether it may be deleted now.
@@ -311,9 +326,9 @@ mod tests {
                     1 => news.extend(life.started()),
                     2 => news.extend(life.start_failed()),
                     3 => news.extend(life.ended(exit(u32::try_from(news.len()).expect("small")))),
-                    4 => life.paused(),
+                    4 => assert!(!life.paused() || life.phase() == Phase::Paused),
                     5 => news.extend(life.start_refused(exit(127))),
-                    _ => life.resumed(),
+                    _ => assert!(!life.resumed() || life.phase() == Phase::Running),
                 }
             }
             let exits = news.iter().filter(|item| matches!(item, Announcement::Exited(_) | Announcement::NeverRan(_))).count();
@@ -324,6 +339,30 @@ mod tests {
                 prop_assert!(start_place < exit_place);
             }
             prop_assert_eq!(exits == 1, life.phase() == Phase::Stopped);
+        }
+
+        #[test]
+        fn after_a_delete_nothing_is_told_and_who_waits_was_told_once(
+            before in prop::collection::vec(0_u8..7, 0..20),
+            after in prop::collection::vec(0_u8..7, 1..20),
+        ) {
+            let mut life = Lifecycle::default();
+            let step = |life: &mut Lifecycle, kind: u8| match kind {
+                0 => life.request_start().map(|()| Vec::new()).unwrap_or_default(),
+                1 => life.started(),
+                2 => life.start_failed(),
+                3 => life.ended(exit(u32::from(kind))),
+                4 => life.start_refused(exit(127)),
+                5 => life.out_of_memory(),
+                _ => life.paused().then_some(Announcement::Started).into_iter().collect(),
+            };
+            let over = |news: &Announcement| matches!(news, Announcement::Exited(_) | Announcement::NeverRan(_));
+            let mut news: Vec<_> = before.into_iter().flat_map(|kind| step(&mut life, kind)).collect();
+            news.extend(life.forgotten(exit(137)));
+            prop_assert_eq!(news.iter().filter(|item| over(item)).count(), 1);
+            prop_assert!(life.exit().is_some());
+            let late: Vec<_> = after.into_iter().flat_map(|kind| step(&mut life, kind)).collect();
+            prop_assert_eq!(late, []);
         }
     }
 }

@@ -247,6 +247,28 @@ async fn close_io_ends_the_input_after_what_is_in_it() {
 }
 
 #[tokio::test]
+async fn an_exec_whose_start_is_answered_after_its_containers_delete_is_not_heard_of() {
+    let shim = Shim::start().await;
+    shim.run("c").await;
+    shim.add_exec("c", "e").await.expect("added");
+    let (answer, gate) = oneshot::channel();
+    *shim.pod.gate.lock().expect("lock") = Some(gate);
+    let client = TaskClient::new(connect(&shim.socket()).await);
+    let starting = tokio::spawn(async move { client.start(quick(), &start("c", "e")).await });
+    while shim.pod.gate.lock().expect("lock").is_some() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    shim.pod.end(&process("c", ""), 0);
+    assert_eq!(shim.wait("c", "").await, 0);
+    shim.task.delete(quick(), &delete("c", "")).await.expect("deleted");
+    answer.send(()).expect("the start waits");
+    let _ = starting.await.expect("ran");
+    shim.run("next").await;
+    let topics = shim.topics(7).await;
+    assert_eq!(topics[3..], ["/tasks/exit", "/tasks/delete", "/tasks/create", "/tasks/start"]);
+}
+
+#[tokio::test]
 async fn shutdown_is_followed_after_the_last_container_only() {
     let shim = Shim::start().await;
     shim.run("c").await;

@@ -48,8 +48,9 @@ impl Containers {
         held(&process.life).check_pause()?;
         self.machine.pod().await?.pause(container_id).await?;
         let mut life = held(&process.life);
-        life.paused();
-        self.publisher.publish(Event::Paused(container_id.to_owned()));
+        if life.paused() {
+            self.publisher.publish(Event::Paused(container_id.to_owned()));
+        }
         Ok(())
     }
 
@@ -62,8 +63,9 @@ impl Containers {
         held(&process.life).check_resume()?;
         self.machine.pod().await?.resume(container_id).await?;
         let mut life = held(&process.life);
-        life.resumed();
-        self.publisher.publish(Event::Resumed(container_id.to_owned()));
+        if life.resumed() {
+            self.publisher.publish(Event::Resumed(container_id.to_owned()));
+        }
         Ok(())
     }
 }

@@ -145,7 +145,7 @@ impl Containers {
     fn forget(&self, id: &ProcessId) -> bool {
         let Some(execs) = self.table.forget(id) else { return false };
         for exec in execs {
-            self.announce(&exec, |life| life.ended(killed_now()));
+            self.announce(&exec, |life| life.forgotten(killed_now()));
         }
         true
     }
