@@ -50,8 +50,7 @@ pub fn enter(group: &Group, bundle: &Path, shim_cgroup: Option<&str>) -> io::Res
 /// Moves this daemon into a cgroup of the pod's own below `parent`, before it starts anything: a sandbox says where it belongs when the daemon
 /// runs already.
 pub fn enter_late(group: &Group, parent: &str) {
-    let asked = format!("{}/{}", parent.trim_end_matches('/'), group.id);
-    let entered = below_root(&asked).map_err(|error| error.to_string()).and_then(|path| {
+    let entered = below_root(&below(parent, &group.id)).map_err(|error| error.to_string()).and_then(|path| {
         let mut cgroup = HostCgroup::at(&path, true).map_err(|error| error.to_string())?;
         cgroup.write_record(&group.cgroup_record()).map_err(|error| error.to_string())?;
         cgroup.enter();
@@ -60,6 +59,15 @@ pub fn enter_late(group: &Group, parent: &str) {
     match entered {
         Ok(cgroup) => cgroup.problems().iter().for_each(|problem| log::warn!("{problem}")),
         Err(error) => log::warn!("{error}; the pod's cost is counted where containerd runs"),
+    }
+}
+
+/// The path that containerd itself would give a container of a pod in `parent`: of a slice it is systemd's form. Pure.
+fn below(parent: &str, id: &str) -> String {
+    let parent = parent.trim_end_matches('/');
+    match parent.rsplit('/').next().filter(|name| name.ends_with(".slice")) {
+        Some(slice) => format!("{slice}:cri-containerd:{id}"),
+        None => format!("{parent}/{id}"),
     }
 }
 
@@ -132,6 +140,14 @@ mod tests {
         assert_eq!(asked(Some(""), Some("/default/c1")), Some(("default/c1".into(), true)));
         assert_eq!(asked(None, Some("")), None);
         assert_eq!(asked(None, None), None);
+    }
+
+    #[test]
+    fn a_sandbox_is_placed_as_containerd_places_its_containers() {
+        assert_eq!(below("/kubepods/besteffort/pod7", "s"), "/kubepods/besteffort/pod7/s");
+        let slice = "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod7.slice";
+        assert_eq!(below(slice, "s"), "kubepods-besteffort-pod7.slice:cri-containerd:s");
+        assert_eq!(below("", "s"), "/s");
     }
 
     #[test]
