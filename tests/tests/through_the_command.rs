@@ -183,6 +183,26 @@ fn ctrl_c_without_a_terminal_ends_the_container() {
 }
 
 #[test]
+fn twenty_pods_started_at_once_all_run() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let before = Residue::now();
+    let image = prefix::image("busybox");
+    std::thread::scope(|scope| {
+        let pods: Vec<_> = (0..20)
+            .map(|number| {
+                let (image, words) = (&image, format!("echo {number}"));
+                scope.spawn(move || run_in(&[], image, &["sh", "-c", &words]).success())
+            })
+            .collect();
+        for (number, pod) in pods.into_iter().enumerate() {
+            assert_eq!(pod.join().expect("it runs, however long the others take"), format!("{number}\n"));
+        }
+    });
+    before.assert_nothing_new();
+}
+
+#[test]
 fn a_killed_command_leaves_nothing_after_the_next_one() {
     needs!(Kvm, Root, Stage);
     let _alone = alone();
