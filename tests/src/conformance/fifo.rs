@@ -1,8 +1,8 @@
-//! Stdio as containerd gives it to a shim: named pipes in a folder, with somebody at the other end.
+//! Named pipes, with somebody at the other end.
 
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Write},
+    io::Read,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -72,6 +72,20 @@ pub fn wait_until_full(pipe: &File) -> anyhow::Result<()> {
     while usize::try_from(rustix::io::ioctl_fionread(pipe)?)? < capacity {
         anyhow::ensure!(Instant::now() < end, "the pipe does not fill within {DEADLINE:?}");
         // Readiness says that there is something, not that there is no more room.
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Waits until all that was written to a pipe has been taken.
+///
+/// # Errors
+/// It is not taken.
+pub fn wait_until_empty(pipe: &File) -> anyhow::Result<()> {
+    let end = Instant::now() + DEADLINE;
+    while rustix::io::ioctl_fionread(pipe)? > 0 {
+        anyhow::ensure!(Instant::now() < end, "the input is not taken within {DEADLINE:?}");
+        // A pipe tells nobody that it is empty.
         thread::sleep(Duration::from_millis(20));
     }
     Ok(())
@@ -189,138 +203,4 @@ fn gather(path: &Path, gathered: &Gathered) {
     }
     gathered.read().ended = true;
     gathered.news.notify_all();
-}
-
-/// The pipes of one process.
-#[derive(Default)]
-pub struct Stdio {
-    /// Path of stdin, or nothing.
-    pub stdin: String,
-    /// Path of stdout, or nothing.
-    pub stdout: String,
-    /// Path of stderr, or nothing.
-    pub stderr: String,
-    /// Is it a terminal?
-    pub terminal: bool,
-    writer: Option<File>,
-    /// Reads stdout.
-    pub out: Option<Reader>,
-    /// Reads stderr.
-    pub err: Option<Reader>,
-}
-
-impl Stdio {
-    /// None at all.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// Output and errors to an address such as `file:///path`.
-    pub fn to(address: &str) -> Self {
-        Self { stdout: address.to_owned(), stderr: address.to_owned(), ..Self::default() }
-    }
-
-    /// Output and errors to pipes named `name.out` and `name.err`, which are read.
-    ///
-    /// # Errors
-    /// The pipes cannot be made.
-    pub fn output(folder: &Path, name: &str) -> anyhow::Result<Self> {
-        let (out, err) = (folder.join(format!("{name}.out")), folder.join(format!("{name}.err")));
-        Ok(Self {
-            stdout: out.display().to_string(),
-            stderr: err.display().to_string(),
-            out: Some(Reader::new(&out)?),
-            err: Some(Reader::new(&err)?),
-            ..Self::default()
-        })
-    }
-
-    /// The same, with a pipe named `name.in` for input.
-    ///
-    /// # Errors
-    /// The pipes cannot be made.
-    pub fn all(folder: &Path, name: &str) -> anyhow::Result<Self> {
-        let path = folder.join(format!("{name}.in"));
-        make(&path)?;
-        let mut stdio = Self { stdin: path.display().to_string(), ..Self::output(folder, name)? };
-        stdio.come_back()?;
-        Ok(stdio)
-    }
-
-    /// Opens this end of the input, for the first time or again.
-    ///
-    /// # Errors
-    /// The pipe is gone.
-    pub fn come_back(&mut self) -> anyhow::Result<()> {
-        // For both, so that opening waits for nobody.
-        self.writer = Some(OpenOptions::new().read(true).write(true).open(&self.stdin)?);
-        Ok(())
-    }
-
-    /// Input, errors that are read, and output to a pipe that is there and not read.
-    ///
-    /// # Errors
-    /// The pipes cannot be made.
-    pub fn unread(folder: &Path, name: &str) -> anyhow::Result<Self> {
-        let (input, out) = (folder.join(format!("{name}.in")), folder.join(format!("{name}.out")));
-        make(&input)?;
-        make(&out)?;
-        let mut stdio =
-            Self { stdin: input.display().to_string(), stdout: out.display().to_string(), ..Self::default() };
-        stdio.come_back()?;
-        Ok(stdio)
-    }
-
-    /// A terminal: input and one output.
-    ///
-    /// # Errors
-    /// The pipes cannot be made.
-    pub fn terminal(folder: &Path, name: &str) -> anyhow::Result<Self> {
-        let all = Self::all(folder, name)?;
-        Ok(Self { terminal: true, stderr: String::new(), err: None, ..all })
-    }
-
-    /// Types.
-    ///
-    /// # Errors
-    /// There is no input, or it has been closed.
-    pub fn type_in(&mut self, text: &str) -> anyhow::Result<()> {
-        Ok(self.writer.as_mut().context("no input")?.write_all(text.as_bytes())?)
-    }
-
-    /// Closes this end of the input when all of it has been taken: what is in a pipe when CloseIO comes may be lost.
-    ///
-    /// # Errors
-    /// It is not taken.
-    pub fn drained_and_closed(&mut self) -> anyhow::Result<()> {
-        let writer = self.writer.take().context("no input")?;
-        let end = Instant::now() + DEADLINE;
-        while rustix::io::ioctl_fionread(&writer)? > 0 {
-            anyhow::ensure!(Instant::now() < end, "the input is not taken within {DEADLINE:?}");
-            // A pipe tells nobody that it is empty.
-            thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    /// Closes this end of the input.
-    pub fn hang_up(&mut self) {
-        self.writer = None;
-    }
-
-    /// The whole of stdout.
-    ///
-    /// # Errors
-    /// There is none, or it does not end.
-    pub fn whole(&self) -> anyhow::Result<String> {
-        self.out.as_ref().context("no output")?.whole()
-    }
-
-    /// stdout, as soon as it contains a text.
-    ///
-    /// # Errors
-    /// It does not come.
-    pub fn until(&self, text: &str) -> anyhow::Result<String> {
-        self.out.as_ref().context("no output")?.until(text)
-    }
 }

@@ -1,4 +1,5 @@
-//! Runs every case against every runtime. The runtimes go side by side, each through its cases one after the other.
+//! Runs every case against every runtime. The runtimes go side by side, and so do the lists of cases; the cases of a list come one after the
+//! other.
 
 use std::{
     sync::{Arc, mpsc},
@@ -54,21 +55,24 @@ impl Report {
     }
 }
 
-/// Runs the cases.
+/// Runs lists of cases.
 ///
 /// # Errors
 /// A runtime is not here, or no case has the wanted name.
-pub fn run(cases: Vec<Case>, options: &Options) -> anyhow::Result<Report> {
+pub fn run(lists: Vec<Vec<Case>>, options: &Options) -> anyhow::Result<Report> {
     let wanted = |case: &Case| options.only.as_ref().is_none_or(|o| case.group.contains(o) || case.name.contains(o));
-    let cases: Vec<_> = cases.into_iter().filter(wanted).collect();
-    anyhow::ensure!(!cases.is_empty(), "no case has {:?} in its name", options.only);
+    let lists: Vec<Vec<_>> = lists.into_iter().map(|list| list.into_iter().filter(wanted).collect()).collect();
+    anyhow::ensure!(lists.iter().any(|list| !list.is_empty()), "no case has {:?} in its name", options.only);
     let subjects = options.runtimes.iter().map(|name| Subject::new(name).map(Arc::new));
     let subjects = subjects.collect::<anyhow::Result<Vec<_>>>()?;
     let columns: Vec<Vec<Outcome>> = thread::scope(|scope| {
-        let columns: Vec<_> = subjects.iter().map(|subject| scope.spawn(|| column(&cases, subject))).collect();
-        columns.into_iter().map(|column| column.join().expect("the cases run on threads of their own")).collect()
+        let start = |subject| lists.iter().map(move |list| scope.spawn(move || column(list, subject)));
+        // All of them are started before the first is waited for.
+        let columns: Vec<Vec<_>> = subjects.iter().map(|subject| start(subject).collect()).collect();
+        let whole = |column: thread::ScopedJoinHandle<'_, _>| column.join().expect("cases run on threads of their own");
+        columns.into_iter().map(|parts| parts.into_iter().flat_map(whole).collect()).collect()
     });
-    let lines = cases.into_iter().enumerate();
+    let lines = lists.into_iter().flatten().enumerate();
     let line = |(n, case): (usize, Case)| (case, columns.iter().map(|column| column[n].clone()).collect());
     Ok(Report { runtimes: options.runtimes.clone(), lines: lines.map(line).collect() })
 }
@@ -131,6 +135,6 @@ mod tests {
     fn a_name_that_no_case_has_is_an_error_and_not_an_empty_success() {
         let options = Options { runtimes: Vec::new(), only: Some("xyzzy".to_owned()) };
         let case = Case::new("task", "passes", |_| Ok(()));
-        assert!(run(vec![case], &options).is_err());
+        assert!(run(vec![vec![case]], &options).is_err());
     }
 }

@@ -3,6 +3,7 @@
 mod events;
 mod figures;
 mod lifecycle;
+mod malformed;
 mod protocol;
 mod races;
 mod refusals;
@@ -10,6 +11,18 @@ mod stdio;
 mod unrunnable;
 
 use super::Case;
+
+/// Why codes of this host's runc are others.
+const UNKNOWN: &str = "containerd 1.6's shim refuses it with UNKNOWN";
+
+/// A case whose code is the contract's, though this host's runc has none of its own for it.
+macro_rules! coded {
+    ($name:expr, $run:ident, $code:expr) => {
+        Case::new(GROUP, $name, |subject| $run(subject, $code))
+            .unlike_in_runc(super::UNKNOWN, |subject| $run(subject, Code::UNKNOWN))
+    };
+}
+use coded;
 
 /// Every case of the shim and its Task service.
 pub fn cases() -> Vec<Case> {
@@ -19,6 +32,7 @@ pub fn cases() -> Vec<Case> {
         events::cases(),
         refusals::cases(),
         unrunnable::cases(),
+        malformed::cases(),
         races::cases(),
         stdio::cases(),
         figures::cases(),

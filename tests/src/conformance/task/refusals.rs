@@ -5,21 +5,10 @@ use containerd_shim_protos::{
     ttrpc::Code,
 };
 
-use super::same;
+use super::{coded, same};
 use crate::conformance::{Bundle, Case, SIGKILL, Stdio, Subject, Task, code_of, refused, shim::Answer};
 
 const GROUP: &str = "Task: refusals";
-/// Why codes of this host's runc are others.
-const UNKNOWN: &str = "containerd 1.6's shim refuses it with UNKNOWN";
-
-/// A case whose code is the contract's, though this host's runc has none of its own for it.
-macro_rules! coded {
-    ($name:expr, $run:ident, $code:expr) => {
-        Case::new(GROUP, $name, |subject| $run(subject, $code))
-            .unlike_in_runc(UNKNOWN, |subject| $run(subject, Code::UNKNOWN))
-    };
-}
-
 pub fn cases() -> Vec<Case> {
     let case = |name, run| Case::new(GROUP, name, run);
     vec![
@@ -55,10 +44,7 @@ pub fn cases() -> Vec<Case> {
         coded!("Checkpoint is UNIMPLEMENTED, with a sentence", checkpoint, Code::UNIMPLEMENTED),
         case("an unknown method is UNIMPLEMENTED", unknown_method),
         coded!("closing the input of an unknown exec is NOT_FOUND", close_of_unknown_exec, Code::NOT_FOUND),
-        case("an unknown service is UNIMPLEMENTED", |s| unknown_service(s, Code::UNIMPLEMENTED)).unlike_in_a_vm(
-            "the ttrpc library for Rust says INVALID_ARGUMENT; containerd calls only what the start protocol announces",
-            |s| unknown_service(s, Code::INVALID_ARGUMENT),
-        ),
+        case("an unknown service is UNIMPLEMENTED", unknown_service),
     ]
 }
 
@@ -259,10 +245,10 @@ fn unknown_method(subject: &Subject) -> anyhow::Result<()> {
     task.end_shim()
 }
 
-fn unknown_service(subject: &Subject, wanted: Code) -> anyhow::Result<()> {
+fn unknown_service(subject: &Subject) -> anyhow::Result<()> {
     let task = Task::new(subject, Bundle::new(subject, &["true"])?)?;
     let answer: Answer<Empty> = task.shim.call_as("containerd.task.v99.Task", "State", &Empty::default());
     let (code, _) = code_of(answer)?;
-    same("code", code, wanted)?;
+    same("code", code, Code::UNIMPLEMENTED)?;
     task.end_shim()
 }
