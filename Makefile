@@ -69,6 +69,7 @@ $(OUT)/.built: programs $(STAGED) $(ARCHIVES)
 # cargo knows best what changed; it is asked each time and answers in a moment.
 .PHONY: programs
 programs:
+	@scripts/compiled-crates.sh restore
 	@$(STEP) "programs" cargo build --release \
 		-p shim -p cli -p vmm -p rootfs-builder
 	@$(STEP) "agent" cargo build --profile guest --quiet -p agent --bin kata-rs-agent
@@ -137,7 +138,8 @@ run-emulated: build machine ## The same inside the emulated machine, for a host 
 
 .PHONY: test
 test: kvm-note build machine ## Run every test: unit, end to end on this host's KVM, and the hw lane
-	@$(TEST)
+	@status=0; $(TEST) || status=$$?; \
+		$(if $(filter file,$(origin TEST)),scripts/compiled-crates.sh save;) exit $$status
 
 .PHONY: conformance
 conformance: export KATA_RS_CONFORMANCE_RUNTIME := $(RUNTIME)
