@@ -3,7 +3,9 @@
 //! One containerd serves all tests of this file, which run one after the other: counting what is left behind allows nothing beside it.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read, Write},
+    os::unix::fs::PermissionsExt,
     process::Stdio,
     sync::{LazyLock, Mutex, MutexGuard},
     thread,
@@ -206,6 +208,35 @@ fn wait_until_stopped(containerd: &Containerd, id: &str) -> i32 {
         assert!(start.elapsed() < command::DEADLINE, "{id} does not stop: {}", finished.stderr);
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+#[test]
+fn output_goes_to_the_program_or_file_that_ctr_names() {
+    needs!(Kvm, Root, Stage, Program("containerd"));
+    let host = host();
+    let folder = tempfile::Builder::new().prefix("kata-rs-logs-").tempdir().expect("a folder");
+    let script = "#!/bin/sh\necho \"$CONTAINER_NAMESPACE/$CONTAINER_ID\" > $2/whose\nexec 5>&-\ncat <&3 > $2/out &\ncat <&4 > $2/err\nwait\n";
+    let logger = folder.path().join("logger");
+    fs::write(&logger, script).expect("written");
+    fs::set_permissions(&logger, fs::Permissions::from_mode(0o755)).expect("set");
+    let logged = |uri: &str| {
+        let id = host.containerd.fresh_id();
+        let words = ["sh", "-c", "echo said; echo complained >&2; exit 3"];
+        let start = ["run", "-d", "--log-uri", uri, "--runtime", RUNTIME, &host.busybox, &id];
+        host.containerd.run(start.into_iter().chain(words)).success();
+        assert_eq!(wait_until_stopped(&host.containerd, &id), 3);
+        host.containerd.run(["container", "rm", &id]).success();
+        id
+    };
+    let dir = folder.path().display();
+    let id = logged(&format!("binary://{dir}/logger?dir={dir}"));
+    let text = |name: &str| fs::read_to_string(folder.path().join(name)).expect("the delete has waited for it");
+    assert_eq!((text("out").as_str(), text("err").as_str()), ("said\n", "complained\n"));
+    assert_eq!(text("whose").trim(), format!("{}/{id}", host.containerd.namespace()));
+    logged(&format!("file://{dir}/new/log"));
+    let mut lines: Vec<_> = text("new/log").lines().map(str::to_owned).collect();
+    lines.sort();
+    assert_eq!(lines, ["complained", "said"]);
 }
 
 #[test]
