@@ -152,7 +152,12 @@ fn machine(bundle: &Path, group: &Group) -> Machine {
             state_dir,
         );
     }
-    match bundle::spec(bundle) {
+    // A machine that its container would be refused in is not booted.
+    let checked = bundle::spec(bundle).and_then(|oci| {
+        pod::check_namespaces(&group.id, &oci)?;
+        Ok(oci)
+    });
+    match checked {
         Ok(oci) => Machine::boot(launch(PodRequest::of_container(&oci), group), state_dir),
         Err(refusal) => Machine::boot(async { Err(refusal) }, state_dir),
     }

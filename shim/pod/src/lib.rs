@@ -73,6 +73,7 @@ pub use clean_up::clean_up;
 pub use configuration::Configuration;
 pub use error::{ErrorKind, PodError};
 pub use installation::Installation;
+pub use namespaces::check_namespaces;
 pub use pod::Pod;
 pub use spec::{ContainerSpec, ExecSpec, Exit, HostMount, PodSpec, ProcessId, ProcessStreams, RootFs, StdioWanted};
 pub use sys::inherit_nothing_else;

@@ -15,7 +15,7 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType as Kind};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType as Kind, Spec};
 
 use crate::{
     PodError,
@@ -39,6 +39,16 @@ pub(crate) struct Namespaces {
     pub guest: Vec<LinuxNamespace>,
     /// The container whose processes this one joins.
     pub pids_of: Option<String>,
+}
+
+/// Refuses what no machine can give a container, before there is one for it.
+///
+/// # Errors
+/// What cannot mean in a machine what it means on the host, by its row.
+pub fn check_namespaces(container_id: &str, spec: &Spec) -> Result<(), PodError> {
+    let asked = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref());
+    // Whose processes are meant is known once there is a pod.
+    plan(asked, &Membership::of(container_id, spec), |_| Whose::Pod).map(drop)
 }
 
 /// Plans them. No list at all says nothing, and the container has its own of each.
@@ -198,6 +208,18 @@ mod tests {
             let error = try_plan(json!(list), &Membership::Alone).expect_err("refused");
             assert!(error.message.contains(kind) && error.message.contains("one pod"), "{}", error.message);
         }
+    }
+
+    #[test]
+    fn a_whole_specification_is_checked_without_a_pod() {
+        let check = |list: serde_json::Value| {
+            let annotations =
+                json!({"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "p"});
+            let spec = json!({"ociVersion": "1.0.2", "annotations": annotations, "linux": {"namespaces": list}});
+            check_namespaces("c1", &serde_json::from_value(spec).expect("a spec"))
+        };
+        assert!(check(of_cri(json!({"type": "pid", "path": "/proc/1/ns/pid"}))).is_ok());
+        assert!(check(json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}])).is_err());
     }
 
     #[test]
