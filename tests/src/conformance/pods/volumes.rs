@@ -11,8 +11,8 @@ use crate::node::Template;
 const GROUP: &str = "Pods: volumes";
 
 /// Why the numbers of devices differ.
-const ITS_OWN_MOUNT: &str =
-    "each mount of a volume is a file system of its own in the machine: the same bytes, but another device number";
+const ITS_OWN_MOUNT: &str = "each mount of a volume is a file system of its own in the machine: it has another device number, and a file \
+                             that grows at one place has its new size at the other a moment later";
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -136,10 +136,12 @@ fn termination_message(subject: &Subject) -> anyhow::Result<()> {
 
 fn two_places_in_a_vm(subject: &Subject) -> anyhow::Result<()> {
     let (pod, folder) = (pod(subject)?, node()?.fresh_folder());
-    let line = "echo same > /one/file; cat /two/file; echo more >> /two/file; cat /one/file";
-    let template = Template::sh(line).mount(&folder, "/one", false).mount(&folder, "/two", false);
-    let (_, printed) = pod.run_to_end(template)?;
-    same("printed", printed.as_str(), "same\nsame\nmore\n")?;
+    let template = Template::pause().mount(&folder, "/one", false).mount(&folder, "/two", false);
+    let container = pod.start(template)?;
+    same("a new file", container.sh("echo same > /one/file; cat /two/file")?.as_str(), "same\n")?;
+    container.sh("echo more >> /two/file")?;
+    let shows = || Ok(container.sh("cat /one/file").ok().filter(|text| text == "same\nmore\n"));
+    ensure!(crate::node::poll_until(std::time::Duration::from_secs(10), shows)?.is_some(), "a change never shows");
     Ok(pod.remove()?)
 }
 
