@@ -30,6 +30,7 @@ use self::{
 };
 use crate::{
     events::Event,
+    group::Group,
     lifecycle::{Announcement, Lifecycle, Phase},
     lock::held,
     machine::Machine,
@@ -45,12 +46,14 @@ pub struct Containers {
     table: Table,
     /// What each container is shown, where no pause container has it.
     files: OnceLock<PodFiles>,
+    /// By whose record the pod's cgroup on the host is found.
+    host: OnceLock<Group>,
 }
 
 impl Containers {
     /// An empty pod on `machine`.
     pub fn new(machine: Machine, publisher: Publisher) -> Arc<Self> {
-        Arc::new(Self { machine, publisher, table: Table::default(), files: OnceLock::new() })
+        Arc::new(Self { machine, publisher, table: Table::default(), files: OnceLock::new(), host: OnceLock::new() })
     }
 
     /// The pid that stands for the pod on the host; a guest's pid would name a stranger here.
@@ -67,6 +70,12 @@ impl Containers {
     pub fn show(&self, files: PodFiles) {
         // The first sandbox is the only one.
         let _ = self.files.set(files);
+    }
+
+    /// From now on the pod's cgroup on the host is asked who killed the machine.
+    pub fn counted_on_the_host(&self, group: Group) {
+        // A daemon has one group.
+        let _ = self.host.set(group);
     }
 
     /// Whether nothing is left that containerd knows of.

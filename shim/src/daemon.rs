@@ -122,6 +122,7 @@ async fn serve_pod(
 ) -> Result<(), DaemonError> {
     let publisher = Publisher::start(ttrpc_address(), arguments.namespace.clone());
     let containers = Containers::new(machine(bundle, &group), publisher.clone());
+    containers.counted_on_the_host(group.clone());
     let service = TaskService::new(Arc::clone(&containers), group);
     let sandbox = SandboxService::new(Arc::clone(&containers), service.ending().clone());
     let mut services = service.handlers();

@@ -16,8 +16,21 @@ use tests::{command, needs, prefix};
 
 /// Test programs that go into the machine, and which of their tests; none named is all. The command is a front of the same library as the
 /// shim, so of its tests those that depend on the kind of KVM, and one of each kind, are enough.
-const PROGRAMS: [(&str, &[&str]); 2] = [
+const PROGRAMS: [(&str, &[&str]); 3] = [
     ("through_containerd", &[]),
+    // The machine has version 2 of cgroups, this host may have version 1.
+    (
+        "resources",
+        &[
+            "every_process",
+            "a_shim_that_is_killed",
+            "a_path_of",
+            "two_pods",
+            "figures_have",
+            "new_limits",
+            "host_kills",
+        ],
+    ),
     ("through_the_command", &["an_archive_runs", "two_cpus_are", "limits_are", "a_volume_is", "a_shell_at", "ctrl_c"]),
 ];
 /// Longest that one machine may live.

@@ -137,6 +137,7 @@ impl Containers {
                 log::debug!("no exit status of {}: {error}", name(&process.id));
                 killed_now()
             });
+            let exit = containers.blame_host(exit);
             containers.announce(&process, |life| life.ended(exit));
         });
     }
