@@ -17,14 +17,16 @@ const SHARED_MEMORY_BYTES: u64 = 8 << 20;
 
 struct Host {
     containerd: Containerd,
-    rootfs: tempfile::TempDir,
+    rootfs: PathBuf,
 }
 
 fn host() -> MutexGuard<'static, Host> {
     static HOST: LazyLock<Mutex<Host>> = LazyLock::new(|| {
         let containerd = Containerd::start();
-        let rootfs = tempfile::Builder::new().prefix("kata-rs-pods-").tempdir().expect("a folder");
-        rootfs::unpack(&prefix::image("busybox"), rootfs.path()).expect("an image of ours");
+        // Beside the socket, so that it goes with containerd's own folder: a static is never dropped.
+        let rootfs = containerd.address().with_file_name("rootfs");
+        fs::create_dir(&rootfs).expect("a folder");
+        rootfs::unpack(&prefix::image("busybox"), &rootfs).expect("an image of ours");
         Mutex::new(Host { containerd, rootfs })
     });
     HOST.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -82,7 +84,7 @@ impl<'host> Pod<'host> {
                 "args": args, "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"],
                 "capabilities": {"bounding": ["CAP_KILL", "CAP_SYS_ADMIN"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]}
             },
-            "root": {"path": self.host.rootfs.path()},
+            "root": {"path": self.host.rootfs},
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"]},
