@@ -8,6 +8,7 @@ mod exec;
 mod host;
 mod limits;
 mod logs;
+mod manifest;
 mod namespaces;
 mod sandbox;
 mod security;
@@ -31,6 +32,7 @@ pub fn cases() -> Vec<Case> {
         streams::cases(),
         logs::cases(),
         together::cases(),
+        manifest::cases(),
         limits::cases(),
         security::cases(),
         namespaces::cases(),
