@@ -134,7 +134,13 @@ impl Node {
         let container = pod.start(Template::sh(line))?;
         let status = container.wait()?;
         let printed = container.output()?;
-        ensure!(status.exit_code == 0, "exit {}: {printed}", status.exit_code);
+        ensure!(
+            status.exit_code == 0,
+            "exit {} ({}) in the pod {}: {printed}",
+            status.exit_code,
+            status.reason,
+            pod.id
+        );
         pod.remove()?;
         Ok(printed)
     }
