@@ -19,7 +19,8 @@
 //!  Agent (ttrpc)   Machine (control socket, process)   ShareTree (a thread in its own mount namespace)
 //! ```
 //! The task decides (a pure state machine per process, [`container`](self)), and never waits for the guest, so that a kill always gets its turn.
-//! Every wait on the guest is raced against the machine's end, and has a deadline unless it waits for a process to end.
+//! Every wait on the guest is raced against the machine's end, and has a deadline unless it waits for a process to end; what a start
+//! waits for is given up when nothing moves in the machine any more.
 //!
 //! # Mounts
 //! All mounts of a pod live in a mount namespace of its own, held by one thread and the file server. The host never sees them, and
