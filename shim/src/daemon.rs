@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use pod::{Configuration, Installation, Pod, PodError, sizing::MachineSize};
+use pod::{Configuration, Installation, Pod, PodError, host_cgroup::HostCgroup, sizing::MachineSize};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -102,13 +102,7 @@ fn serve(arguments: &Arguments, listener: UnixListener, starter: &mut Starter) -
         .build()
         .map_err(DaemonError::Runtime)?;
     let cgroup = pod_cgroup::inherited(&group, &bundle);
-    let outcome = runtime.block_on(async {
-        let outcome = serve_pod(arguments, &bundle, group.clone(), listener, starter).await;
-        let cgroup = cgroup.or_else(|| pod_cgroup::current(&group));
-        let _lock = cgroup.as_ref().map(|_| group.lock());
-        cgroup.iter().for_each(|cgroup| pod_cgroup::leave(&group, cgroup));
-        outcome
-    });
+    let outcome = runtime.block_on(serve_pod(arguments, &bundle, (group, cgroup), listener, starter));
     runtime.shutdown_background();
     outcome
 }
@@ -116,14 +110,14 @@ fn serve(arguments: &Arguments, listener: UnixListener, starter: &mut Starter) -
 async fn serve_pod(
     arguments: &Arguments,
     bundle: &Path,
-    group: Group,
+    (group, cgroup): (Group, Option<HostCgroup>),
     listener: UnixListener,
     starter: &mut Starter,
 ) -> Result<(), DaemonError> {
     let publisher = Publisher::start(ttrpc_address(), arguments.namespace.clone());
     let containers = Containers::new(machine(bundle, &group), publisher.clone());
     containers.counted_on_the_host(group.clone());
-    let service = TaskService::new(Arc::clone(&containers), group);
+    let service = TaskService::new(Arc::clone(&containers), group.clone());
     let sandbox = SandboxService::new(Arc::clone(&containers), service.ending().clone());
     let mut services = service.handlers();
     services.extend(sandbox.handlers());
@@ -135,9 +129,18 @@ async fn serve_pod(
     tokio::spawn(Arc::clone(&containers).watch_memory());
     tokio::spawn(containers.watch_machine());
     service.ended().await;
+    // Before anything that takes time: who kills this process then finds nothing of the pod any more.
+    leave_cgroup(&group, cgroup);
     publisher.flush(FLUSH_PATIENCE).await;
     let _ = timeout(ANSWERS_PATIENCE, server.shutdown()).await;
     Ok(())
+}
+
+fn leave_cgroup(group: &Group, inherited: Option<HostCgroup>) {
+    if let Some(cgroup) = inherited.or_else(|| pod_cgroup::current(group)) {
+        let _lock = group.lock();
+        pod_cgroup::leave(group, &cgroup);
+    }
 }
 
 // Without a configuration the bundle is a sandbox's of the sandbox service, which says later what machine it needs.
