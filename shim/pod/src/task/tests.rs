@@ -94,8 +94,8 @@ impl Owner {
         self.machine.gone().await;
     }
 
-    /// The end: the machine dies, and what was still being made fails, as it does without a machine. Who waits for a process that is not there any
-    /// more was told before.
+    /// The end: the machine dies, and what was still being made or deleted fails, as it does without a machine. Who waits for a process that is not
+    /// there any more was told before.
     async fn end(mut self) -> Vec<(ProcessId, u32, Answer)> {
         for (process, life, answer) in &self.waits {
             let missing = self.ask(|reply| Order::Look(process.clone(), reply)).await.is_err();
@@ -103,7 +103,9 @@ impl Owner {
         }
         self.die().await;
         for process in self.lives.keys() {
-            let _ = self.ask(|reply| Order::Apply(process.clone(), Event::MakeFailed, reply)).await;
+            for failure in [Event::MakeFailed, Event::DeleteFailed] {
+                let _ = self.ask(|reply| Order::Apply(process.clone(), failure, reply)).await;
+            }
         }
         self.waits
     }
