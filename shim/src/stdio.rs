@@ -15,6 +15,7 @@ mod fifo;
 pub mod logger;
 pub mod target;
 pub mod transfer;
+pub mod unread;
 
 use std::{
     fs::File,
@@ -36,6 +37,7 @@ use self::{
     logger::{Logger, Owner},
     target::Target,
     transfer::Progress,
+    unread::Unread,
 };
 use crate::refusal::Refusal;
 
@@ -184,6 +186,15 @@ impl Stdio {
         self.stdin_hold = None;
     }
 
+    /// The outputs that somebody reads from a fifo, to be waited for.
+    pub fn unread(&self) -> Vec<Unread> {
+        let unread = |output: &Output| {
+            let fifo = output.read_hold.as_ref()?.try_clone().ok()?;
+            Some(Unread { fifo, progress: Arc::clone(&output.progress) })
+        };
+        self.outputs.iter().filter_map(unread).collect()
+    }
+
     /// Waits until all that the ended process wrote is where it belongs, or nobody will ever read it.
     pub async fn drain(mut self) {
         self.close_stdin();
@@ -274,6 +285,7 @@ fn copy_out(stream: UnixStream, fifo: OwnedFd, progress: Arc<Progress>) -> io::R
         if let Err(error) = transfer::splice_all(&source, &sink, &progress).await {
             log::debug!("an output stream ended early: {error}");
         }
+        progress.end();
     }))
 }
 

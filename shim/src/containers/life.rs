@@ -8,7 +8,14 @@ use super::{
     Containers,
     process::{Process, first, killed_now, name, never_ran},
 };
-use crate::{events::Event, lifecycle::Lifecycle, lock::held, machine::PodFront, refusal::Refusal};
+use crate::{
+    events::Event,
+    lifecycle::Lifecycle,
+    lock::held,
+    machine::PodFront,
+    refusal::Refusal,
+    stdio::{Stdio, unread},
+};
 
 const SIGKILL: u32 = 9;
 
@@ -138,6 +145,8 @@ impl Containers {
                 killed_now()
             });
             let exit = containers.blame_host(exit);
+            let outputs = held(&process.stdio).as_ref().map(Stdio::unread);
+            unread::taken(outputs.unwrap_or_default()).await;
             containers.announce(&process, |life| life.ended(exit));
         });
     }

@@ -302,3 +302,26 @@ fn a_terminal_has_no_stderr() {
     assert_eq!(wanted.terminal, Some((80, 24)));
     assert!(!Paths::default().wanted((0, 0)).stdout);
 }
+
+#[tokio::test]
+async fn an_exit_is_told_once_the_reader_has_taken_what_is_left() {
+    let fifo = Fifo::new();
+    let (stdio, mut process) = stdout_to(&fifo).await;
+    process.write_all(b"last words").expect("written");
+    drop(process);
+    let mut reader = open_reader(&fifo.path());
+    let waiting = tokio::spawn(unread::taken(stdio.unread()));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!waiting.is_finished(), "the words are still in the fifo");
+    let mut words = [0; 10];
+    in_thread(move || reader.read_exact(&mut words)).await.expect("read");
+    tokio::time::timeout(Duration::from_millis(100), waiting).await.expect("at once").expect("no panic");
+}
+
+#[tokio::test]
+async fn an_exit_is_told_soon_when_nobody_reads() {
+    let fifo = Fifo::new();
+    let (stdio, mut process) = stdout_to(&fifo).await;
+    process.write_all(b"for nobody").expect("written");
+    tokio::time::timeout(Duration::from_millis(800), unread::taken(stdio.unread())).await.expect("given up");
+}

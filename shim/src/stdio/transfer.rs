@@ -32,12 +32,28 @@ const STEP_LEN_MAX: usize = 64 << 10;
 pub struct Progress {
     moved: AtomicU64,
     waits_for_reader: AtomicBool,
+    ended: AtomicBool,
 }
 
 impl Progress {
     /// Bytes moved since the last question.
     pub fn take_moved(&self) -> u64 {
         self.moved.swap(0, Ordering::Relaxed)
+    }
+
+    /// Bytes moved so far, as far as nobody has asked for them with [`Self::take_moved`].
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Whether the source has ended, so that no more bytes come.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Notes that no more bytes come.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
     }
 
     /// Whether there are bytes that the far side does not take.
