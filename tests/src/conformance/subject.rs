@@ -10,11 +10,13 @@ use tempfile::TempDir;
 
 use crate::{containerd::RUNC, prefix, rootfs};
 
+/// Of the next id. One for all subjects of a program: they may run at the same time, and their pods have folders of those names.
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
 /// A runtime that cases are run against.
 pub struct Subject {
     runtime: String,
     folder: TempDir,
-    next: AtomicU32,
 }
 
 impl Subject {
@@ -25,7 +27,7 @@ impl Subject {
     pub fn new(runtime: &str) -> anyhow::Result<Self> {
         // Short: sockets and fifos are in it.
         let folder = tempfile::Builder::new().prefix("kata-rs-c-").tempdir()?;
-        let subject = Self { runtime: runtime.to_owned(), folder, next: AtomicU32::new(1) };
+        let subject = Self { runtime: runtime.to_owned(), folder };
         subject.shim()?;
         let image = prefix::image("busybox");
         rootfs::unpack(&image, &subject.busybox()).with_context(|| format!("{}: `make build`", image.display()))?;
@@ -80,7 +82,7 @@ impl Subject {
 
     /// An identifier that was not used before, the same in no two runs at the same time.
     pub fn fresh_id(&self) -> String {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         format!("{}-{}-{number}", self.short_name(), std::process::id())
     }
 }
