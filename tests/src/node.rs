@@ -94,12 +94,8 @@ impl Node {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let name = format!("pod-{}-{number}", std::process::id());
         let logs = self.containerd.folder().join("logs").join(&name);
-        config::pod(&name, &logs, &format!("{}/{name}", self.cgroup_parent()))
-    }
-
-    /// The cgroup of all pods of the node.
-    pub fn cgroup_parent(&self) -> String {
-        format!("/kata-rs-node-{}", std::process::id())
+        // Not below one of all pods: with the last of them that would go, while another runtime makes the next.
+        config::pod(&name, &logs, &format!("/kata-rs-node-{name}"))
     }
 
     /// A new empty folder, for what a test mounts.

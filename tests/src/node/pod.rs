@@ -124,9 +124,7 @@ impl Drop for Pod<'_> {
 fn forget(config: &v1::PodSandboxConfig) {
     let _ = fs::remove_dir_all(&config.log_directory);
     if let Some(linux) = &config.linux {
-        let pod = Path::new(&linux.cgroup_parent);
-        // That of all pods goes with the last of them.
-        pod.ancestors().take(2).for_each(remove_cgroup);
+        remove_cgroup(Path::new(&linux.cgroup_parent));
     }
 }
 
