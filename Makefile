@@ -69,7 +69,7 @@ $(OUT)/.built: programs $(STAGED) $(ARCHIVES)
 # cargo knows best what changed; it is asked each time and answers in a moment.
 .PHONY: programs
 programs:
-	@scripts/compiled-crates.sh restore
+	@scripts/compiled-crates.sh restore || echo "the kept crates could not be used; they are compiled" >&2
 	@$(STEP) "programs" cargo build --release \
 		-p shim -p cli -p vmm -p rootfs-builder
 	@$(STEP) "agent" cargo build --profile guest --quiet -p agent --bin kata-rs-agent
@@ -139,7 +139,7 @@ run-emulated: build machine ## The same inside the emulated machine, for a host 
 .PHONY: test
 test: kvm-note build machine ## Run every test: unit, end to end on this host's KVM, and the hw lane
 	@status=0; $(TEST) || status=$$?; \
-		$(if $(filter file,$(origin TEST)),scripts/compiled-crates.sh save;) exit $$status
+		$(if $(filter file,$(origin TEST)),scripts/compiled-crates.sh save || echo "the compiled crates were not kept" >&2;) exit $$status
 
 .PHONY: conformance
 conformance: export KATA_RS_CONFORMANCE_RUNTIME := $(RUNTIME)

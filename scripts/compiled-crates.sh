@@ -34,7 +34,11 @@ restore)
         # Where something was built already, that is newer.
         [ ! -e "target/$folder/.fingerprint" ] || continue
         mkdir -p "target/$folder"
-        cp -a --reflink=auto "$saved/$folder/." "target/$folder/"
+        cp -a --reflink=auto "$saved/$folder/deps" "$saved/$folder/build" "target/$folder/"
+        # Last and at once: without its fingerprint cargo believes no result, so a copy that was interrupted is only made again.
+        rm -rf "target/$folder/.fingerprint.new"
+        cp -a --reflink=auto "$saved/$folder/.fingerprint" "target/$folder/.fingerprint.new"
+        mv "target/$folder/.fingerprint.new" "target/$folder/.fingerprint"
     done
     touch "$saved"
     ;;
@@ -47,8 +51,8 @@ save)
     names=$(ours | paste -sd'|')
     for folder in $(folders target); do
         for part in .fingerprint build deps; do
-            [ -d "target/$folder/$part" ] || continue
             mkdir -p "$new/$folder/$part"
+            [ -d "target/$folder/$part" ] || continue
             (cd "target/$folder/$part" && find . -maxdepth 1 -mindepth 1 -printf '%P\0') |
                 grep -zvE "^(lib)?($names)-[0-9a-f]{16}" |
                 (cd "target/$folder/$part" && xargs -0 -r cp -a --reflink=auto -t "$new/$folder/$part")

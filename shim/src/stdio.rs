@@ -7,7 +7,7 @@
 //! | stdout, stderr | the write end, and a read end until the drain | a client that detaches does not kill the process |
 //!
 //! # The end
-//! A process's output is complete when its streams have ended and everything is in the fifos: [`Stdio::drain`], which `Delete` waits
+//! The news of an exit waits a moment for the reader ([`unread`]). A process's output is complete when its streams have ended and everything is in the fifos: [`Stdio::drain`], which `Delete` waits
 //! for. Then we give up our read ends: with no reader left, what is still there is for nobody; a reader that is slow gets the time it
 //! takes, as long as it moves. A logging program sees the end of its pipes and gets time to write down what it has.
 

@@ -15,7 +15,7 @@ use tonic::{
 };
 
 /// Kubernetes' messages and services, as generated.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("runtime.v1");
 }
