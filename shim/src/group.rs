@@ -115,7 +115,7 @@ pub struct GroupLock {
 impl GroupLock {
     // Nothing, when the file that was locked is no longer the one that has the name.
     fn take(folder: &Path, path: &Path) -> io::Result<Option<Self>> {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        make_folder(folder)?;
         if folder.ends_with(SOCKET_DIR) && fs::metadata(folder)?.permissions().mode() & 0o077 != 0 {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
         }
@@ -133,6 +133,19 @@ impl Drop for GroupLock {
         if let Some(folder) = self.path.parent().filter(|folder| folder.ends_with(SOCKET_DIR)) {
             let _ = fs::remove_dir(folder);
         }
+    }
+}
+
+// Whoever gives up a lock removes the folder when it is empty, so it may go while it is being made: `create` finds it there, then no folder any
+// more, and says `AlreadyExists`. That is a folder to be made again, unless something that is no folder has its name.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(folder) {
+            Ok(found) if !found.is_dir() => Err(error),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        },
+        made => made,
     }
 }
 
@@ -245,6 +258,35 @@ mod tests {
             .collect();
         threads.into_iter().for_each(|thread| thread.join().expect("no start fails"));
         assert!(!dir.path().join(SOCKET_DIR).exists());
+    }
+
+    #[test]
+    fn a_folder_that_comes_and_goes_fails_no_start() {
+        let dir = tempfile::tempdir().expect("folder");
+        let folder = dir.path().join(SOCKET_DIR);
+        let ends = Arc::new(AtomicU32::new(0));
+        let others = {
+            let (folder, ends) = (folder.clone(), Arc::clone(&ends));
+            std::thread::spawn(move || {
+                while ends.load(Ordering::SeqCst) == 0 {
+                    let _ = fs::create_dir(&folder);
+                    let _ = fs::remove_dir(&folder);
+                }
+            })
+        };
+        let group = Group::named(dir.path(), "", "ns", "id");
+        let failed = (0..2000).find_map(|_| group.lock().err());
+        ends.store(1, Ordering::SeqCst);
+        others.join().expect("ran");
+        assert!(failed.is_none(), "{failed:?}");
+    }
+
+    #[test]
+    fn a_file_in_place_of_the_folder_is_told_as_such() {
+        let dir = tempfile::tempdir().expect("folder");
+        fs::write(dir.path().join(SOCKET_DIR), "").expect("written");
+        let refused = Group::named(dir.path(), "", "ns", "id").lock().expect_err("no folder");
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]
