@@ -57,6 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         disks,
         vsock: VsockSpec { cid: 3, hybrid: 7, calls: vec![GuestCall { port: 1024, stream: 8 }] },
         shares: Vec::new(),
+        networks: Vec::new(),
         console: ConsoleSpec { output: 9 },
     };
     std::thread::spawn(move || std::io::copy(&mut { console.0 }, &mut std::io::stdout()));

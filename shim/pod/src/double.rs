@@ -137,6 +137,7 @@ fn some_spec(pod: &PodSpec) -> MachineSpec {
         disks: vec![],
         vsock: VsockSpec { cid: 3, hybrid: 5, calls: vec![] },
         shares: vec![],
+        networks: vec![],
         console: ConsoleSpec { output: 6 },
     }
 }

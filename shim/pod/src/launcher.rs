@@ -167,6 +167,7 @@ fn lay_out(pod: &PodSpec, vcpus: u8, files: BootFiles, ends: MachineEnds) -> (Ma
             calls: vec![GuestCall { port: CALL_PORT, stream: number(ends.call) }],
         },
         shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), socket: number(ends.share) }],
+        networks: Vec::new(),
         console: ConsoleSpec { output: number(ends.console) },
     };
     (spec, mappings, ends.stderr)

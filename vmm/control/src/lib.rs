@@ -15,9 +15,14 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+mod network;
 mod report;
 mod spec;
 
+pub use network::{
+    BURST_BYTES_MIN, Bucket, MTU_MIN, NETWORKS_MAX, NetLimit, NetRate, NetSpec, NetworkError, RATE_MAX,
+    TAPS_IN_ALL_MAX, TAPS_MAX,
+};
 pub use report::{BootFailure, Ending, KvmKind, Mark, Probe, Report};
 pub use spec::{
     ConsoleSpec, DiskSpec, FdNumber, Flavour, GuestCall, KernelSpec, MEMORY_MIB_MAX, MEMORY_MIB_MIN, MachineSpec,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::{NETWORKS_MAX, NetSpec, NetworkError, TAPS_IN_ALL_MAX, check_networks};
+
 /// Number of an inherited file descriptor.
 pub type FdNumber = i32;
 
@@ -42,6 +44,8 @@ pub struct MachineSpec {
     pub vsock: VsockSpec,
     /// Folders shared through vhost-user file servers.
     pub shares: Vec<ShareSpec>,
+    /// Network devices in order.
+    pub networks: Vec<NetSpec>,
     /// Where the guest's console goes.
     pub console: ConsoleSpec,
 }
@@ -135,6 +139,21 @@ pub enum SpecError {
     /// Context ids below 3 are reserved.
     #[error("vsock context id {0} is reserved: use 3 or more")]
     Cid(u32),
+    /// More network devices than a machine has.
+    #[error("{0} network devices asked for, a machine has at most {NETWORKS_MAX}: give the pod fewer interfaces")]
+    Networks(usize),
+    /// More queue pairs than a machine has.
+    #[error("{0} taps asked for, a machine has at most {TAPS_IN_ALL_MAX}: open the taps with fewer queues")]
+    Taps(usize),
+    /// A network device that cannot be.
+    #[error("network device {index} cannot be built")]
+    Network {
+        /// Its place in the spec.
+        index: usize,
+        /// Why.
+        #[source]
+        source: NetworkError,
+    },
 }
 
 impl MachineSpec {
@@ -152,6 +171,7 @@ impl MachineSpec {
         if self.vsock.cid < 3 || self.vsock.cid == u32::MAX {
             return Err(SpecError::Cid(self.vsock.cid));
         }
+        check_networks(&self.networks)?;
         self.disks.iter().try_for_each(|d| check_name("disk serial", &d.serial, 20))?;
         self.shares.iter().try_for_each(|s| check_name("share tag", &s.tag, 36))
     }
@@ -167,6 +187,7 @@ fn check_name(what: &'static str, value: &str, max: usize) -> Result<(), SpecErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::{NetLimit, NetRate};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -178,6 +199,13 @@ mod tests {
             disks: vec![DiskSpec { file: 6, read_only: true, serial: "guest-image".into() }],
             vsock: VsockSpec { cid: 3, hybrid: 7, calls: vec![GuestCall { port: 1024, stream: 8 }] },
             shares: vec![ShareSpec { tag: "kata-rs".into(), socket: 9 }],
+            networks: vec![NetSpec {
+                taps: vec![11, 12],
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
+                any_source_mac: false,
+                rate: Some(NetRate { transmit: NetLimit::default(), receive: NetLimit::default() }),
+            }],
             console: ConsoleSpec { output: 10 },
         }
     }

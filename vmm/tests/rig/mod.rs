@@ -157,6 +157,7 @@ impl Machine {
             disks,
             vsock: VsockSpec { cid: 3, hybrid: 7, calls: vec![GuestCall { port: CALL_PORT, stream: 8 }] },
             shares,
+            networks: Vec::new(),
             console: ConsoleSpec { output: 9 },
         };
         files.insert(0, their_control);
