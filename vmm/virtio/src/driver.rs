@@ -203,6 +203,7 @@ pub(crate) fn activation(
 /// Remembers what a device signalled.
 pub(crate) struct RecordedInterrupt {
     signals: AtomicU32,
+    configs: AtomicU32,
     reset: AtomicBool,
     losses: Mutex<Vec<String>>,
     line: EventFd,
@@ -211,11 +212,22 @@ pub(crate) struct RecordedInterrupt {
 impl RecordedInterrupt {
     pub(crate) fn new() -> Arc<Self> {
         let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("eventfd");
-        Arc::new(Self { signals: AtomicU32::new(0), reset: AtomicBool::new(false), losses: Mutex::default(), line })
+        Arc::new(Self {
+            signals: AtomicU32::new(0),
+            configs: AtomicU32::new(0),
+            reset: AtomicBool::new(false),
+            losses: Mutex::default(),
+            line,
+        })
     }
 
     pub(crate) fn signals(&self) -> u32 {
         self.signals.load(Ordering::SeqCst)
+    }
+
+    /// Changes of the configuration that were told.
+    pub(crate) fn configs(&self) -> u32 {
+        self.configs.load(Ordering::SeqCst)
     }
 
     pub(crate) fn line(&self) -> &EventFd {
@@ -241,7 +253,9 @@ impl Interrupt for RecordedInterrupt {
     fn signal_queue(&self, _index: u16) {
         self.signals.fetch_add(1, Ordering::SeqCst);
     }
-    fn signal_config(&self) {}
+    fn signal_config(&self) {
+        self.configs.fetch_add(1, Ordering::SeqCst);
+    }
     fn needs_reset(&self) {
         self.reset.store(true, Ordering::SeqCst);
     }

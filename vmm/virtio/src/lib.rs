@@ -28,6 +28,7 @@ mod fault;
 mod fs;
 mod log_limit;
 pub mod mmio;
+mod net;
 mod rng;
 mod served_queue;
 mod vsock;
@@ -38,6 +39,7 @@ pub use console::{Console, ConsoleTail};
 pub use device::{ActivateError, Activation, ActiveQueue, DeviceTraits, Interrupt, VirtioDevice};
 pub use fs::VhostUserFs;
 pub use mmio::{MmioTransport, TransportEvent};
+pub use net::{Bucket, Counter, Net, NetBackend, NetConfig, NetCounters, NetLink, Offloads, RateLimit};
 pub use rng::Rng;
 /// What [`VirtioDevice::stop`] gives back.
 pub use virtio_queue::QueueState;

@@ -1,0 +1,234 @@
+//! The network device, section 5.1: Ethernet frames between the guest and taps of the host.
+//!
+//! ```text
+//!              server (one thread, one epoll)
+//!   guest ==tx queue==> transmit: head copied and checked ==> backend (tap)      one pair of queues, or several
+//!         <==rx queue== receive:  buffers collected ahead <==
+//!         <==ctrl queue=> control: how many pairs
+//!                        link: taps come and go           <== NetLink, a handle for the machine
+//! ```
+//! # What is trusted
+//! Nothing that the guest sends. The header that tells the host's kernel how to finish a frame, and the source that a frame claims, are
+//! copied once, checked, and sent as that copy ([`header`]). The host's kernel checks the rest as it does for any tap.
+//!
+//! # Who waits for whom
+//! Nobody. A frame that the host does not take is dropped, as on a wire. A frame that the guest has no buffers for stays in the tap's queue,
+//! whose length is the host's limit. A limit of the device's rate holds frames back where they are, without work meanwhile.
+//!
+//! # The link
+//! A device without taps has its link down and drops what is sent. Taps come by [`NetLink::attach`] and go by [`NetLink::detach`],
+//! or by themselves when the interface is removed; each is a configuration interrupt, and none ends the machine.
+
+mod backend;
+mod control;
+mod counters;
+mod features;
+mod header;
+mod link;
+mod rate;
+mod receive;
+mod server;
+mod timer;
+mod transmit;
+mod turn;
+
+use std::{io, sync::Arc};
+
+use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP};
+use virtio_queue::QueueState;
+
+pub use backend::{NetBackend, Offloads};
+pub use counters::{Counter, NetCounters};
+pub use link::NetLink;
+pub use rate::{Bucket, RateLimit};
+
+use crate::{
+    config::read_bytes,
+    device::{ActivateError, Activation, ActiveQueue, DeviceTraits, VirtioDevice},
+    events::Events,
+    served_queue::ServedQueue,
+    worker::Worker,
+};
+use control::ControlQueue;
+use features::{has, largest_received, offered, offloads};
+use header::HeadRules;
+use link::Backends;
+use rate::Limiter;
+use receive::Receiver;
+use server::{Pair, Server, Shared};
+use timer::Timer;
+use transmit::Transmitter;
+
+/// Device type of the network device.
+const DEVICE_TYPE: u32 = 1;
+/// Size of receive and transmit queues. The guest keeps a receive queue full of buffers, so its size costs guest memory.
+const QUEUE_SIZE: u16 = 256;
+/// Size of the control queue: Linux sends one command at a time.
+const CONTROL_QUEUE_SIZE: u16 = 16;
+/// Most bytes of one chain, far more than a frame: Linux without mergeable buffers offers 17 pages.
+const CHAIN_BYTES_MAX: u64 = 1024 * 1024;
+/// Address, status, number of pairs and MTU.
+const CONFIG_LEN: usize = 12;
+
+/// What a network device is made from.
+#[derive(Debug, Clone)]
+pub struct NetConfig {
+    /// For threads and logs, at most 12 bytes.
+    pub name: String,
+    /// The guest's address.
+    pub mac: [u8; 6],
+    /// Largest packet in bytes, Ethernet header not counted.
+    pub mtu: u16,
+    /// Let the guest send from other addresses.
+    pub any_source_mac: bool,
+    /// Number of queue pairs, at least one.
+    pub pairs: u16,
+    /// Whether the host's taps know segmentation of UDP.
+    pub udp_segmentation: bool,
+    /// Limit on what the guest sends.
+    pub transmit_limit: RateLimit,
+    /// Limit on what the guest gets.
+    pub receive_limit: RateLimit,
+}
+
+/// A network device.
+pub struct Net {
+    config: NetConfig,
+    handle: NetLink,
+    shared: Arc<Shared>,
+    life: Life,
+}
+
+enum Life {
+    Stopped(Backends),
+    Serving(Worker<Server>),
+    Lost,
+}
+
+impl Net {
+    /// A device over `backends`: one a queue pair, or none for a device that waits for its interface.
+    pub fn new(config: NetConfig, backends: Vec<Box<dyn NetBackend>>) -> io::Result<Self> {
+        let (handle, link) = NetLink::new(usize::from(config.pairs), false)?;
+        if !backends.is_empty() {
+            handle.attach(backends)?;
+        }
+        let shared = Arc::new(Shared { name: config.name.clone(), link, counters: Arc::default() });
+        Ok(Self { config, handle, shared, life: Life::Stopped(Vec::new()) })
+    }
+
+    /// The handle by which its interface comes and goes.
+    pub fn link(&self) -> NetLink {
+        self.handle.clone()
+    }
+
+    /// What has passed, over all lives of the device.
+    pub fn counters(&self) -> Arc<NetCounters> {
+        self.shared.counters.clone()
+    }
+
+    fn several_pairs(&self) -> bool {
+        self.config.pairs > 1
+    }
+
+    fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> ActivateError {
+        let device = self.config.name.clone();
+        move |source| ActivateError::Io { device, operation, source }
+    }
+
+    fn server(&self, backends: Backends, with: Activation) -> Result<Server, ActivateError> {
+        let timer = Timer::new().map_err(self.failed("a timer"))?;
+        let mut queues = (0u16..).zip(with.queues).map(served);
+        let mut pairs = Vec::new();
+        for _ in 0..self.config.pairs {
+            let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
+                return Err(self.failed("activation")(io::Error::other("each pair has two queues")));
+            };
+            pairs.push(self.pair(with.features, receive, transmit, &timer));
+        }
+        Ok(Server {
+            shared: self.shared.clone(),
+            memory: with.memory,
+            interrupt: with.interrupt,
+            pairs,
+            control: queues.next().map(|queue| ControlQueue::new(queue, self.config.pairs)),
+            backends,
+            offloads: offloads(with.features),
+            events: Events::new().map_err(self.failed("epoll"))?,
+            timer,
+            // The first alone until the driver says otherwise (section 5.1.6.5.6).
+            joined: 1,
+        })
+    }
+
+    fn pair(&self, features: u64, receive: ServedQueue, transmit: ServedQueue, timer: &Timer) -> Pair {
+        let source = (!self.config.any_source_mac).then_some(self.config.mac);
+        let now = timer.now_nanos();
+        let largest = largest_received(features, self.config.mtu);
+        let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
+        Pair::new(
+            Transmitter::new(transmit, HeadRules { features, source }, Limiter::new(self.config.transmit_limit, now)),
+            Receiver::new(receive, mergeable, largest, Limiter::new(self.config.receive_limit, now)),
+        )
+    }
+}
+
+fn served((index, queue): (u16, ActiveQueue)) -> ServedQueue {
+    ServedQueue::new(index, queue, CHAIN_BYTES_MAX)
+}
+
+impl VirtioDevice for Net {
+    fn traits(&self) -> DeviceTraits {
+        let mut queue_sizes = vec![QUEUE_SIZE; 2 * usize::from(self.config.pairs)];
+        queue_sizes.extend(self.several_pairs().then_some(CONTROL_QUEUE_SIZE));
+        DeviceTraits {
+            device_type: DEVICE_TYPE,
+            features: offered(usize::from(self.config.pairs), self.config.udp_segmentation),
+            queue_sizes,
+            config_len: CONFIG_LEN as u32,
+            name: self.config.name.clone(),
+        }
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        let status = if self.handle.is_up() { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+        let mut config = [0; CONFIG_LEN];
+        let words = [status, self.config.pairs, self.config.mtu].map(u16::to_le_bytes);
+        let fields = self.config.mac.iter().chain(words.iter().flatten());
+        config.iter_mut().zip(fields).for_each(|(into, byte)| *into = *byte);
+        read_bytes(&config, offset, data);
+    }
+
+    fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
+
+    fn activate(&mut self, with: Activation) -> Result<(), ActivateError> {
+        let Life::Stopped(backends) = std::mem::replace(&mut self.life, Life::Lost) else {
+            let source = io::Error::other("the device serves already, or its thread was lost");
+            return Err(ActivateError::Thread { device: self.config.name.clone(), source });
+        };
+        let backends = self.shared.link.take_change().unwrap_or(backends);
+        let interrupt = with.interrupt.clone();
+        let server = self.server(backends, with)?;
+        self.life = Life::Serving(Worker::spawn(&self.config.name, server, interrupt)?);
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<QueueState> {
+        match std::mem::replace(&mut self.life, Life::Lost) {
+            Life::Serving(worker) => match worker.stop() {
+                Some(server) => {
+                    let (backends, states) = server.into_parts();
+                    self.life = Life::Stopped(backends);
+                    states
+                }
+                None => Vec::new(),
+            },
+            other => {
+                self.life = other;
+                Vec::new()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

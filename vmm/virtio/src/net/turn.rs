@@ -1,0 +1,31 @@
+//! One turn of a network device's thread, as its queues see it.
+
+use vm_memory::GuestMemoryMmap;
+
+use super::{counters::NetCounters, timer::Timer};
+
+/// Most frames that one queue moves in one turn: after that the stop event, the other queues and the interrupt have theirs.
+pub(super) const FRAMES_PER_TURN: usize = 64;
+
+/// What every queue needs in a turn.
+pub(super) struct Turn<'a> {
+    pub(super) name: &'a str,
+    pub(super) memory: &'a GuestMemoryMmap,
+    pub(super) counters: &'a NetCounters,
+    pub(super) timer: &'a Timer,
+}
+
+/// Why a queue's turn is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// It had its share; there may be more.
+    Share,
+    /// Nothing is left to move.
+    Drained,
+    /// Frames wait for buffers of the guest, which was asked for a kick.
+    NoBuffers,
+    /// Frames wait for this many nanoseconds, as a limit wants.
+    Limit(u64),
+    /// The interface is gone.
+    Gone,
+}
