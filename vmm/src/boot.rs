@@ -21,7 +21,7 @@ use vmm_boot::{
 };
 use vmm_control::{BootFailure, Flavour, KvmKind, MachineSpec, SpecError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vmm_virtio::{ConsoleTail, MmioTransport, VirtioDevice, mmio::QUEUE_NOTIFY_OFFSET};
+use vmm_virtio::{ConsoleTail, MmioTransport, NetCounters, VirtioDevice, mmio::QUEUE_NOTIFY_OFFSET};
 
 use crate::{
     bus::Bus,
@@ -73,7 +73,7 @@ pub enum BootError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// More devices than places.
-    #[error("the machine has {0} devices, {SLOTS_MAX} fit: use fewer disks or shares")]
+    #[error("the machine has {0} devices, {SLOTS_MAX} fit: use fewer disks, shares or networks")]
     TooManyDevices(usize),
     /// A device could not be built.
     #[error(transparent)]
@@ -293,6 +293,7 @@ impl Loaded {
             sender,
             events,
             disks: devices.disk_bytes_read,
+            networks: devices.networks,
             kernel_bytes: self.kernel_bytes,
         })
     }
@@ -325,6 +326,7 @@ struct Assembled {
     sender: event::EventSender,
     events: event::EventReceiver,
     disks: Vec<Arc<AtomicU64>>,
+    networks: Vec<Arc<NetCounters>>,
     kernel_bytes: u64,
 }
 
@@ -348,6 +350,7 @@ impl Assembled {
             exits,
             kernel_bytes: self.kernel_bytes,
             disks: self.disks,
+            networks: self.networks,
         })
     }
 }

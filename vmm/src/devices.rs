@@ -7,14 +7,16 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use vmm_control::{DiskSpec, MachineSpec, ShareSpec};
+use vmm_control::{Bucket, DiskSpec, MachineSpec, NetLimit, NetReport, NetSpec, ShareSpec};
 use vmm_virtio::{
-    Block, Console, ConsoleTail, FileBackend, MmioTransport, OnGuestCall, Rng, VhostUserFs, VirtioDevice, Vsock,
+    Block, Console, ConsoleTail, FileBackend, MmioTransport, Net, NetBackend, NetConfig, NetCounters, OnGuestCall,
+    RateLimit, Rng, VhostUserFs, VirtioDevice, Vsock,
 };
 
 use crate::{
     event::{Event, EventSender},
     sys::{ClaimError, Inherited},
+    tap::Tap,
 };
 
 /// A device could not be built.
@@ -32,6 +34,7 @@ pub struct DeviceFiles {
     hybrid: OwnedFd,
     calls: Vec<(u32, OwnedFd)>,
     shares: Vec<OwnedFd>,
+    networks: Vec<Vec<OwnedFd>>,
     console: OwnedFd,
 }
 
@@ -41,6 +44,8 @@ pub struct Devices {
     pub list: Vec<Box<dyn VirtioDevice>>,
     /// Bytes read from each disk.
     pub disk_bytes_read: Vec<Arc<AtomicU64>>,
+    /// What passed through each network device.
+    pub networks: Vec<Arc<NetCounters>>,
 }
 
 impl DeviceFiles {
@@ -59,13 +64,19 @@ impl DeviceFiles {
         for share in &spec.shares {
             shares.push(inherited.claim(share.socket, &format!("share {}", share.tag))?);
         }
-        Ok(Self { disks, hybrid, calls, shares, console: inherited.claim(spec.console.output, "console output")? })
+        let mut networks = Vec::new();
+        for (index, network) in spec.networks.iter().enumerate() {
+            let taps = network.taps.iter().map(|tap| inherited.claim(*tap, &format!("tap of network device {index}")));
+            networks.push(taps.collect::<Result<_, _>>()?);
+        }
+        let console = inherited.claim(spec.console.output, "console output")?;
+        Ok(Self { disks, hybrid, calls, shares, networks, console })
     }
 
     /// How many devices they become.
     pub fn count(&self) -> usize {
         // Console, vsock and random numbers are always there.
-        self.disks.len() + self.shares.len() + 3
+        self.disks.len() + self.shares.len() + self.networks.len() + 3
     }
 
     /// The console's output once more, for the early console; from now on neither waits for who reads it.
@@ -98,7 +109,13 @@ impl DeviceFiles {
         for ((index, share), socket) in spec.shares.iter().enumerate().zip(self.shares) {
             list.push(Box::new(file_share(index, share, socket.into())?));
         }
-        Ok(Devices { list, disk_bytes_read })
+        let mut networks = Vec::new();
+        for ((index, network), taps) in spec.networks.iter().enumerate().zip(self.networks) {
+            let device = net(&format!("net{index}"), network, taps)?;
+            networks.push(device.counters());
+            list.push(Box::new(device));
+        }
+        Ok(Devices { list, disk_bytes_read, networks })
     }
 }
 
@@ -111,6 +128,48 @@ fn block(index: usize, spec: &DiskSpec, file: File) -> Result<Block, DeviceError
 fn file_share(index: usize, spec: &ShareSpec, server: UnixStream) -> Result<VhostUserFs, DeviceError> {
     let device = format!("fs{index}");
     VhostUserFs::connect(&device, &spec.tag, server).map_err(|source| failed(&device, source))
+}
+
+fn net(name: &str, spec: &NetSpec, taps: Vec<OwnedFd>) -> Result<Net, DeviceError> {
+    let taps = taps.into_iter().map(Tap::new).collect::<io::Result<Vec<_>>>();
+    let taps = taps.map_err(|source| failed(name, source))?;
+    let rate = spec.rate.as_ref();
+    let config = NetConfig {
+        name: name.to_owned(),
+        mac: spec.mac,
+        mtu: spec.mtu,
+        any_source_mac: spec.any_source_mac,
+        pairs: u16::try_from(taps.len()).expect("at most TAPS_MAX").max(1),
+        udp_segmentation: !taps.is_empty() && taps.iter().all(Tap::udp_segmentation),
+        transmit_limit: rate.map_or_else(RateLimit::default, |rate| limit(&rate.transmit)),
+        receive_limit: rate.map_or_else(RateLimit::default, |rate| limit(&rate.receive)),
+    };
+    let backends = taps.into_iter().map(|tap| Box::new(tap) as Box<dyn NetBackend>).collect();
+    Net::new(config, backends).map_err(|source| failed(name, source))
+}
+
+fn limit(spec: &NetLimit) -> RateLimit {
+    let bucket = |Bucket { per_second, burst }| vmm_virtio::Bucket { per_second, burst };
+    RateLimit { bytes: spec.bytes.map(bucket), frames: spec.frames.map(bucket) }
+}
+
+/// The figures of a network device at this moment.
+pub fn net_report(counters: &NetCounters) -> NetReport {
+    NetReport {
+        sent_frames: counters.sent_frames.value(),
+        sent_bytes: counters.sent_bytes.value(),
+        received_frames: counters.received_frames.value(),
+        received_bytes: counters.received_bytes.value(),
+        dropped_source: counters.dropped_source.value(),
+        dropped_malformed: counters.dropped_malformed.value(),
+        dropped_full: counters.dropped_full.value(),
+        dropped_link: counters.dropped_link.value(),
+        dropped_unfit: counters.dropped_unfit.value(),
+        starved: counters.starved.value(),
+        held_by_rate: counters.held_by_rate.value(),
+        kicks: counters.kicks.value(),
+        interrupts: counters.interrupts.value(),
+    }
 }
 
 /// Ends the machine, with the device's name and the cause, when the host's part of this device is lost: the guest cannot get it back.

@@ -10,10 +10,12 @@ use rustix::{
     io::Errno,
 };
 use vmm_control::{Ending, Flavour, FromMachine, KvmKind, Report, ToMachine, frame::FrameError};
+use vmm_virtio::NetCounters;
 
 use crate::{
     bus::Bus,
     control::Control,
+    devices::net_report,
     event::{Event, EventReceiver},
     exits::Exits,
     kvm::Vm,
@@ -48,6 +50,8 @@ pub struct Machine {
     pub kernel_bytes: u64,
     /// Bytes read until now, one counter a disk.
     pub disks: Vec<Arc<AtomicU64>>,
+    /// What passed until now, one set of counters a network device.
+    pub networks: Vec<Arc<NetCounters>>,
 }
 
 impl Machine {
@@ -95,6 +99,7 @@ impl Machine {
             kernel_bytes: self.kernel_bytes,
             disk_bytes_read: self.disks.iter().map(|disk| disk.load(Ordering::Relaxed)).collect(),
             memory_touched_bytes: self.memory.touched_bytes(),
+            networks: self.networks.iter().map(|counters| net_report(counters)).collect(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The only unsafe code of this crate: taking ownership of inherited descriptors, memory mappings that KVM and the guest use at the
+//! The only unsafe code of this crate but for taps: taking ownership of inherited descriptors, memory mappings that KVM and the guest use at the
 //! same time as we do, and the signal that gets a vCPU out of KVM_RUN. None of it has a safe form in the crates below.
 #![allow(unsafe_code)]
 

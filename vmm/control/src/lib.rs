@@ -23,7 +23,7 @@ pub use network::{
     BURST_BYTES_MIN, Bucket, MTU_MIN, NETWORKS_MAX, NetLimit, NetRate, NetSpec, NetworkError, RATE_MAX,
     TAPS_IN_ALL_MAX, TAPS_MAX,
 };
-pub use report::{BootFailure, Ending, KvmKind, Mark, Probe, Report};
+pub use report::{BootFailure, Ending, KvmKind, Mark, NetReport, Probe, Report};
 pub use spec::{
     ConsoleSpec, DiskSpec, FdNumber, Flavour, GuestCall, KernelSpec, MEMORY_MIB_MAX, MEMORY_MIB_MIN, MachineSpec,
     ShareSpec, SpecError, VCPUS_MAX, VsockSpec,

@@ -54,6 +54,40 @@ pub struct Report {
     pub disk_bytes_read: Vec<u64>,
     /// Bytes of guest memory that the host has backed until now.
     pub memory_touched_bytes: u64,
+    /// Figures of each network device, in the order of the spec.
+    #[serde(default)]
+    pub networks: Vec<NetReport>,
+}
+
+/// Figures of a network device from the machine's start until now. Bytes are those of Ethernet frames.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetReport {
+    /// Frames from the guest that the host took.
+    pub sent_frames: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Frames for the guest that it got.
+    pub received_frames: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// From the guest, dropped for a source that is not the device's.
+    pub dropped_source: u64,
+    /// From the guest, dropped for a header or a length that makes no sense.
+    pub dropped_malformed: u64,
+    /// From the guest, dropped while the host's interface was full or down.
+    pub dropped_full: u64,
+    /// From the guest, dropped while the link was down.
+    pub dropped_link: u64,
+    /// For the guest, dropped as no buffers of its could hold them.
+    pub dropped_unfit: u64,
+    /// Times that the guest had no buffers while frames waited.
+    pub starved: u64,
+    /// Times that a limit held frames back.
+    pub held_by_rate: u64,
+    /// Kicks of the driver: exits that KVM answers by itself, not counted among the machine's.
+    pub kicks: u64,
+    /// Interrupts to the driver; it answers each by a read and a write of a register.
+    pub interrupts: u64,
 }
 
 /// The machine could not be built.
