@@ -21,7 +21,7 @@ use vmm_boot::{
 };
 use vmm_control::{BootFailure, Flavour, KvmKind, MachineSpec, SpecError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vmm_virtio::{ConsoleTail, MmioTransport, NetCounters, VirtioDevice, mmio::QUEUE_NOTIFY_OFFSET};
+use vmm_virtio::{ConsoleTail, MmioTransport, VirtioDevice, mmio::QUEUE_NOTIFY_OFFSET};
 
 use crate::{
     bus::Bus,
@@ -32,6 +32,7 @@ use crate::{
     machine::Machine,
     marks::Marks,
     memory::{Memory, MemoryError},
+    network::Network,
     ports::Ports,
     probe,
     process::chain,
@@ -326,7 +327,7 @@ struct Assembled {
     sender: event::EventSender,
     events: event::EventReceiver,
     disks: Vec<Arc<AtomicU64>>,
-    networks: Vec<Arc<NetCounters>>,
+    networks: Vec<Network>,
     kernel_bytes: u64,
 }
 

@@ -1,12 +1,15 @@
 //! The launcher's socket.
 
-use std::os::{
-    fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    unix::net::UnixStream,
+use std::{
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
 };
 
 use vmm_control::{
-    CONTROL_FD, FromMachine, ToMachine,
+    CONTROL_FD, FromMachine, ToMachine, descriptors,
     frame::{self, FrameError},
 };
 
@@ -25,6 +28,11 @@ impl Control {
     /// The launcher's next message; waits for it.
     pub fn receive(&mut self) -> Result<ToMachine, FrameError> {
         frame::read(&mut self.0)
+    }
+
+    /// The descriptors that come with the message just received; waits for them.
+    pub fn receive_descriptors(&self, count: usize) -> io::Result<Vec<OwnedFd>> {
+        descriptors::receive(&self.0, count)
     }
 
     /// Tells the launcher.

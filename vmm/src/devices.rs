@@ -7,16 +7,15 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use vmm_control::{Bucket, DiskSpec, MachineSpec, NetLimit, NetReport, NetSpec, ShareSpec};
+use vmm_control::{DiskSpec, MachineSpec, ShareSpec};
 use vmm_virtio::{
-    Block, Console, ConsoleTail, FileBackend, MmioTransport, Net, NetBackend, NetConfig, NetCounters, OnGuestCall,
-    RateLimit, Rng, VhostUserFs, VirtioDevice, Vsock,
+    Block, Console, ConsoleTail, FileBackend, MmioTransport, OnGuestCall, Rng, VhostUserFs, VirtioDevice, Vsock,
 };
 
 use crate::{
     event::{Event, EventSender},
+    network::{self, Network},
     sys::{ClaimError, Inherited},
-    tap::Tap,
 };
 
 /// A device could not be built.
@@ -44,8 +43,8 @@ pub struct Devices {
     pub list: Vec<Box<dyn VirtioDevice>>,
     /// Bytes read from each disk.
     pub disk_bytes_read: Vec<Arc<AtomicU64>>,
-    /// What passed through each network device.
-    pub networks: Vec<Arc<NetCounters>>,
+    /// The handles of the network devices, in the order of the spec.
+    pub networks: Vec<Network>,
 }
 
 impl DeviceFiles {
@@ -111,8 +110,9 @@ impl DeviceFiles {
         }
         let mut networks = Vec::new();
         for ((index, network), taps) in spec.networks.iter().enumerate().zip(self.networks) {
-            let device = net(&format!("net{index}"), network, taps)?;
-            networks.push(device.counters());
+            let name = format!("net{index}");
+            let device = network::device(&name, network, taps).map_err(|source| failed(&name, source))?;
+            networks.push(Network::of(&device));
             list.push(Box::new(device));
         }
         Ok(Devices { list, disk_bytes_read, networks })
@@ -128,48 +128,6 @@ fn block(index: usize, spec: &DiskSpec, file: File) -> Result<Block, DeviceError
 fn file_share(index: usize, spec: &ShareSpec, server: UnixStream) -> Result<VhostUserFs, DeviceError> {
     let device = format!("fs{index}");
     VhostUserFs::connect(&device, &spec.tag, server).map_err(|source| failed(&device, source))
-}
-
-fn net(name: &str, spec: &NetSpec, taps: Vec<OwnedFd>) -> Result<Net, DeviceError> {
-    let taps = taps.into_iter().map(Tap::new).collect::<io::Result<Vec<_>>>();
-    let taps = taps.map_err(|source| failed(name, source))?;
-    let rate = spec.rate.as_ref();
-    let config = NetConfig {
-        name: name.to_owned(),
-        mac: spec.mac,
-        mtu: spec.mtu,
-        any_source_mac: spec.any_source_mac,
-        pairs: u16::try_from(taps.len()).expect("at most TAPS_MAX").max(1),
-        udp_segmentation: !taps.is_empty() && taps.iter().all(Tap::udp_segmentation),
-        transmit_limit: rate.map_or_else(RateLimit::default, |rate| limit(&rate.transmit)),
-        receive_limit: rate.map_or_else(RateLimit::default, |rate| limit(&rate.receive)),
-    };
-    let backends = taps.into_iter().map(|tap| Box::new(tap) as Box<dyn NetBackend>).collect();
-    Net::new(config, backends).map_err(|source| failed(name, source))
-}
-
-fn limit(spec: &NetLimit) -> RateLimit {
-    let bucket = |Bucket { per_second, burst }| vmm_virtio::Bucket { per_second, burst };
-    RateLimit { bytes: spec.bytes.map(bucket), frames: spec.frames.map(bucket) }
-}
-
-/// The figures of a network device at this moment.
-pub fn net_report(counters: &NetCounters) -> NetReport {
-    NetReport {
-        sent_frames: counters.sent_frames.value(),
-        sent_bytes: counters.sent_bytes.value(),
-        received_frames: counters.received_frames.value(),
-        received_bytes: counters.received_bytes.value(),
-        dropped_source: counters.dropped_source.value(),
-        dropped_malformed: counters.dropped_malformed.value(),
-        dropped_full: counters.dropped_full.value(),
-        dropped_link: counters.dropped_link.value(),
-        dropped_unfit: counters.dropped_unfit.value(),
-        starved: counters.starved.value(),
-        held_by_rate: counters.held_by_rate.value(),
-        kicks: counters.kicks.value(),
-        interrupts: counters.interrupts.value(),
-    }
 }
 
 /// Ends the machine, with the device's name and the cause, when the host's part of this device is lost: the guest cannot get it back.

@@ -50,6 +50,7 @@ mod kvm;
 mod machine;
 mod marks;
 mod memory;
+mod network;
 mod ports;
 mod probe;
 mod sys;

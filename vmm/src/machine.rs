@@ -1,6 +1,7 @@
 //! A running machine and its main loop.
 
 use std::{
+    io,
     sync::{Arc, atomic::AtomicU64, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -10,17 +11,16 @@ use rustix::{
     io::Errno,
 };
 use vmm_control::{Ending, Flavour, FromMachine, KvmKind, Report, ToMachine, frame::FrameError};
-use vmm_virtio::NetCounters;
 
 use crate::{
     bus::Bus,
     control::Control,
-    devices::net_report,
     event::{Event, EventReceiver},
     exits::Exits,
     kvm::Vm,
     marks::Marks,
     memory::Memory,
+    network::Network,
     vcpu::{VcpuEnd, VcpuThread},
 };
 
@@ -50,8 +50,8 @@ pub struct Machine {
     pub kernel_bytes: u64,
     /// Bytes read until now, one counter a disk.
     pub disks: Vec<Arc<AtomicU64>>,
-    /// What passed until now, one set of counters a network device.
-    pub networks: Vec<Arc<NetCounters>>,
+    /// The network devices, in the order of the spec.
+    pub networks: Vec<Network>,
 }
 
 impl Machine {
@@ -70,6 +70,18 @@ impl Machine {
             if self.launcher_calls(control) {
                 match control.receive()? {
                     ToMachine::Report => control.send(&FromMachine::Report(self.report()))?,
+                    ToMachine::AttachNetwork { index, taps, mac } => {
+                        // They are behind the message whether we want them or not.
+                        let taps = control.receive_descriptors(taps);
+                        control.send(&self.change_network(index, |network| network.attach(mac, taps?)))?;
+                    }
+                    ToMachine::DetachNetwork { index } => {
+                        let detach = |network: &Network| {
+                            network.detach();
+                            Ok(())
+                        };
+                        control.send(&self.change_network(index, detach))?;
+                    }
                     ToMachine::Stop => return Ok(self.stop(Ending::Stopped)),
                     // Sent once, first; a second one has no meaning.
                     ToMachine::Boot(_) => log::warn!("the launcher sent a second machine: ignored"),
@@ -89,6 +101,13 @@ impl Machine {
         }
     }
 
+    /// Changes what is behind a network device; the answer for the launcher.
+    fn change_network(&self, index: usize, change: impl FnOnce(&Network) -> io::Result<()>) -> FromMachine {
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("the machine has no network device {index}"));
+        let changed = self.networks.get(index).ok_or_else(none).and_then(change);
+        FromMachine::NetworkChanged { index, failure: changed.err().map(|error| error.to_string()) }
+    }
+
     /// Figures of this moment.
     fn report(&self) -> Report {
         Report {
@@ -99,7 +118,7 @@ impl Machine {
             kernel_bytes: self.kernel_bytes,
             disk_bytes_read: self.disks.iter().map(|disk| disk.load(Ordering::Relaxed)).collect(),
             memory_touched_bytes: self.memory.touched_bytes(),
-            networks: self.networks.iter().map(|counters| net_report(counters)).collect(),
+            networks: self.networks.iter().map(Network::report).collect(),
         }
     }
 

@@ -73,7 +73,9 @@ fn run() -> ExitCode {
 fn serve(control: &mut Control, marks: Marks) -> Result<ExitCode, FrameError> {
     let spec = match control.receive()? {
         ToMachine::Boot(spec) => spec,
-        ToMachine::Report | ToMachine::Stop => return Ok(ExitCode::SUCCESS),
+        ToMachine::Report | ToMachine::Stop | ToMachine::AttachNetwork { .. } | ToMachine::DetachNetwork { .. } => {
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     marks.note("spec received");
     let machine = match boot::boot(&spec, sys::Inherited::besides(control), marks) {

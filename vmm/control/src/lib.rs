@@ -14,6 +14,7 @@
 //! This crate enforces one rule: the launcher never links the VMM, and the VMM never knows what a container is.
 #![forbid(unsafe_code)]
 
+pub mod descriptors;
 pub mod frame;
 mod network;
 mod report;
@@ -46,6 +47,21 @@ pub enum ToMachine {
     Boot(Box<MachineSpec>),
     /// Answer with [`FromMachine::Report`].
     Report,
+    /// Join a network device to an interface that came late, in place of one that it has. The taps come behind this message, see
+    /// [`descriptors`]; the answer is [`FromMachine::NetworkChanged`].
+    AttachNetwork {
+        /// Place of the device in the spec.
+        index: usize,
+        /// Number of taps that come: one a queue pair of the device, and a device that began without taps has one.
+        taps: usize,
+        /// The only source of frames that the guest sends, unless the device allows any.
+        mac: [u8; 6],
+    },
+    /// Take a network device's interface away: its link goes down. The answer is [`FromMachine::NetworkChanged`].
+    DetachNetwork {
+        /// Place of the device in the spec.
+        index: usize,
+    },
     /// Stop the vCPUs and exit.
     Stop,
 }
@@ -65,6 +81,13 @@ pub enum FromMachine {
     Failed(BootFailure),
     /// Answer to [`ToMachine::Report`].
     Report(Report),
+    /// Answer to [`ToMachine::AttachNetwork`] and [`ToMachine::DetachNetwork`].
+    NetworkChanged {
+        /// Place of the device in the spec.
+        index: usize,
+        /// Why it stays as it was; `None` when it was changed.
+        failure: Option<String>,
+    },
     /// The machine has ended; the VMM exits.
     Ended(Ending),
 }

@@ -35,7 +35,7 @@ pub struct NetSpec {
 }
 
 /// Limits of a network device, for each direction by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetRate {
     /// From the guest to the host.

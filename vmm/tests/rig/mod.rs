@@ -3,6 +3,10 @@
 //! A test that lacks KVM or a kernel says so by name and is skipped; where `CI` is set that is a failure.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod linux;
+pub mod namespace;
+pub mod sys;
+
 use std::{
     fs::File,
     io::{Read, Write},
@@ -18,8 +22,8 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use tempfile::TempDir;
 use vmm_control::{
-    CONTROL_FD, ConsoleSpec, DiskSpec, Flavour, FromMachine, GuestCall, KernelSpec, MachineSpec, Report, ShareSpec,
-    ToMachine, VsockSpec, frame,
+    CONTROL_FD, ConsoleSpec, DiskSpec, Flavour, FromMachine, GuestCall, KernelSpec, MachineSpec, NetSpec, Report,
+    ShareSpec, ToMachine, VsockSpec, frame,
 };
 
 /// Longest wait for anything in a test: an event that does not come by then never will.
@@ -46,7 +50,8 @@ pub fn guest_kernel(test: &str, flavour: Flavour) -> Option<PathBuf> {
     if path.exists() { Some(path) } else { skip(test, &format!("a guest kernel ({variable}, or make build)")) }
 }
 
-fn skip<T>(test: &str, what: &str) -> Option<T> {
+/// Says that `test` is skipped, and what it would need.
+pub fn skip<T>(test: &str, what: &str) -> Option<T> {
     let sentence = format!("SKIPPED {test}: needs {what}");
     assert!(std::env::var_os("CI").is_none(), "{sentence}; in CI a skip is a failure");
     eprintln!("{sentence}");
@@ -75,6 +80,8 @@ pub struct Wanted {
     pub vcpus: u8,
     /// A share's tag, and a socket connected to its file server.
     pub share: Option<(String, UnixStream)>,
+    /// A network device: its tap queues, and its address.
+    pub network: Option<(Vec<OwnedFd>, [u8; 6])>,
     /// A descriptor that the process inherits and the spec does not name.
     pub leak: Option<OwnedFd>,
     /// Words for the kernel.
@@ -90,6 +97,7 @@ impl Wanted {
             memory_mib: 64,
             vcpus: 1,
             share: None,
+            network: None,
             leak: None,
             extra_cmdline: String::new(),
         }
@@ -148,6 +156,14 @@ impl Machine {
             ShareSpec { tag, socket: CONTROL_FD + files.len() as i32 }
         });
         let shares = shares.collect();
+        let networks = wanted.network.into_iter().map(|(taps, mac)| NetSpec {
+            taps: (CONTROL_FD + 1 + files.len() as i32..).zip(taps).map(|(fd, tap)| (files.push(tap), fd).1).collect(),
+            mac,
+            mtu: 1500,
+            any_source_mac: false,
+            rate: None,
+        });
+        let networks = networks.collect();
         let spec = MachineSpec {
             kvm: 4,
             vcpus: wanted.vcpus,
@@ -157,7 +173,7 @@ impl Machine {
             disks,
             vsock: VsockSpec { cid: 3, hybrid: 7, calls: vec![GuestCall { port: CALL_PORT, stream: 8 }] },
             shares,
-            networks: Vec::new(),
+            networks,
             console: ConsoleSpec { output: 9 },
         };
         files.insert(0, their_control);

@@ -139,6 +139,8 @@ impl Conversation {
                 vmm_words(&failure.step),
                 vmm_words(&failure.message)
             )),
+            // Nobody here asks for a change yet.
+            FromMachine::NetworkChanged { index, .. } => log::debug!("network device {index} has another interface"),
             FromMachine::Ended(ending) => self.gone(ending_sentence(&ending)),
         }
     }

@@ -12,8 +12,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::backend::NetBackend;
 
-/// The host's ends of all queue pairs, in order; empty while the link is down.
-pub(super) type Backends = Vec<Box<dyn NetBackend>>;
+/// What is behind a device.
+#[derive(Default)]
+pub(super) struct Interface {
+    /// The only source of what the guest sends, where that is checked.
+    pub(super) mac: [u8; 6],
+    /// The host's ends of all queue pairs, in order; empty while the link is down.
+    pub(super) backends: Vec<Box<dyn NetBackend>>,
+}
 
 /// Gives a network device its interface, or takes it away, at any time: before the driver is there, while it runs, between two lives.
 #[derive(Clone)]
@@ -27,18 +33,19 @@ impl NetLink {
     }
 
     /// Joins the device to an interface, one backend a queue pair, in place of one that it may have; the link comes up.
-    pub fn attach(&self, backends: Vec<Box<dyn NetBackend>>) -> io::Result<()> {
+    /// `mac` is the address by which the guest may send from now on. The configuration space keeps the one that the device began with.
+    pub fn attach(&self, mac: [u8; 6], backends: Vec<Box<dyn NetBackend>>) -> io::Result<()> {
         if backends.len() != self.0.pairs {
             let message = format!("the device has {} queue pairs, not {}", self.0.pairs, backends.len());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        self.0.replace(backends);
+        self.0.replace(Interface { mac, backends });
         Ok(())
     }
 
     /// Takes the interface away; the link goes down.
     pub fn detach(&self) {
-        self.0.replace(Vec::new());
+        self.0.replace(Interface::default());
     }
 
     /// Whether the link is up.
@@ -51,8 +58,8 @@ impl NetLink {
 pub(super) struct Link {
     pairs: usize,
     up: AtomicBool,
-    /// Backends that the device has not taken yet. Locked for moments only, and by nobody that the guest can hold up.
-    change: Mutex<Option<Backends>>,
+    /// What the device has not taken yet. Locked for moments only, and by nobody that the guest can hold up.
+    change: Mutex<Option<Interface>>,
     wake: EventFd,
 }
 
@@ -67,7 +74,7 @@ impl Link {
     }
 
     /// The latest change that was not taken yet.
-    pub(super) fn take_change(&self) -> Option<Backends> {
+    pub(super) fn take_change(&self) -> Option<Interface> {
         if let Err(error) = self.wake.read() {
             log::trace!("no wake-up to clear: {error}");
         }
@@ -77,20 +84,20 @@ impl Link {
     /// The interface is gone by itself. A new one that waits already keeps the link up.
     pub(super) fn lost(&self) {
         let change = self.locked();
-        let up = change.as_ref().is_some_and(|backends| !backends.is_empty());
+        let up = change.as_ref().is_some_and(|interface| !interface.backends.is_empty());
         self.up.store(up, Ordering::SeqCst);
     }
 
-    fn replace(&self, backends: Backends) {
+    fn replace(&self, interface: Interface) {
         let mut change = self.locked();
-        self.up.store(!backends.is_empty(), Ordering::SeqCst);
-        *change = Some(backends);
+        self.up.store(!interface.backends.is_empty(), Ordering::SeqCst);
+        *change = Some(interface);
         if let Err(error) = self.wake.write(1) {
             log::debug!("the device was already woken: {error}");
         }
     }
 
-    fn locked(&self) -> MutexGuard<'_, Option<Backends>> {
+    fn locked(&self) -> MutexGuard<'_, Option<Interface>> {
         self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

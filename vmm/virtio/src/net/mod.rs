@@ -52,7 +52,7 @@ use crate::{
 use control::ControlQueue;
 use features::{has, largest_received, offered, offloads};
 use header::HeadRules;
-use link::Backends;
+use link::Interface;
 use rate::Limiter;
 use receive::Receiver;
 use server::{Pair, Server, Shared};
@@ -100,7 +100,7 @@ pub struct Net {
 }
 
 enum Life {
-    Stopped(Backends),
+    Stopped(Interface),
     Serving(Worker<Server>),
     Lost,
 }
@@ -110,10 +110,10 @@ impl Net {
     pub fn new(config: NetConfig, backends: Vec<Box<dyn NetBackend>>) -> io::Result<Self> {
         let (handle, link) = NetLink::new(usize::from(config.pairs), false)?;
         if !backends.is_empty() {
-            handle.attach(backends)?;
+            handle.attach(config.mac, backends)?;
         }
         let shared = Arc::new(Shared { name: config.name.clone(), link, counters: Arc::default() });
-        Ok(Self { config, handle, shared, life: Life::Stopped(Vec::new()) })
+        Ok(Self { config, handle, shared, life: Life::Stopped(Interface::default()) })
     }
 
     /// The handle by which its interface comes and goes.
@@ -135,7 +135,7 @@ impl Net {
         move |source| ActivateError::Io { device, operation, source }
     }
 
-    fn server(&self, backends: Backends, with: Activation) -> Result<Server, ActivateError> {
+    fn server(&self, interface: Interface, with: Activation) -> Result<Server, ActivateError> {
         let timer = Timer::new().map_err(self.failed("a timer"))?;
         let mut queues = (0u16..).zip(with.queues).map(served);
         let mut pairs = Vec::new();
@@ -143,7 +143,7 @@ impl Net {
             let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
                 return Err(self.failed("activation")(io::Error::other("each pair has two queues")));
             };
-            pairs.push(self.pair(with.features, receive, transmit, &timer));
+            pairs.push(self.pair(with.features, interface.mac, receive, transmit, &timer));
         }
         Ok(Server {
             shared: self.shared.clone(),
@@ -151,7 +151,7 @@ impl Net {
             interrupt: with.interrupt,
             pairs,
             control: queues.next().map(|queue| ControlQueue::new(queue, self.config.pairs)),
-            backends,
+            interface,
             offloads: offloads(with.features),
             events: Events::new().map_err(self.failed("epoll"))?,
             timer,
@@ -160,8 +160,8 @@ impl Net {
         })
     }
 
-    fn pair(&self, features: u64, receive: ServedQueue, transmit: ServedQueue, timer: &Timer) -> Pair {
-        let source = (!self.config.any_source_mac).then_some(self.config.mac);
+    fn pair(&self, features: u64, mac: [u8; 6], receive: ServedQueue, transmit: ServedQueue, timer: &Timer) -> Pair {
+        let source = (!self.config.any_source_mac).then_some(mac);
         let now = timer.now_nanos();
         let largest = largest_received(features, self.config.mtu);
         let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
@@ -201,13 +201,13 @@ impl VirtioDevice for Net {
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
     fn activate(&mut self, with: Activation) -> Result<(), ActivateError> {
-        let Life::Stopped(backends) = std::mem::replace(&mut self.life, Life::Lost) else {
+        let Life::Stopped(interface) = std::mem::replace(&mut self.life, Life::Lost) else {
             let source = io::Error::other("the device serves already, or its thread was lost");
             return Err(ActivateError::Thread { device: self.config.name.clone(), source });
         };
-        let backends = self.shared.link.take_change().unwrap_or(backends);
+        let interface = self.shared.link.take_change().unwrap_or(interface);
         let interrupt = with.interrupt.clone();
-        let server = self.server(backends, with)?;
+        let server = self.server(interface, with)?;
         self.life = Life::Serving(Worker::spawn(&self.config.name, server, interrupt)?);
         Ok(())
     }
@@ -216,8 +216,8 @@ impl VirtioDevice for Net {
         match std::mem::replace(&mut self.life, Life::Lost) {
             Life::Serving(worker) => match worker.stop() {
                 Some(server) => {
-                    let (backends, states) = server.into_parts();
-                    self.life = Life::Stopped(backends);
+                    let (interface, states) = server.into_parts();
+                    self.life = Life::Stopped(interface);
                     states
                 }
                 None => Vec::new(),

@@ -14,7 +14,7 @@ use super::{
     backend::Offloads,
     control::ControlQueue,
     counters::NetCounters,
-    link::{Backends, Link},
+    link::{Interface, Link},
     receive::Receiver,
     timer::Timer,
     transmit::Transmitter,
@@ -95,7 +95,7 @@ pub(super) struct Server {
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) pairs: Vec<Pair>,
     pub(super) control: Option<ControlQueue>,
-    pub(super) backends: Backends,
+    pub(super) interface: Interface,
     pub(super) offloads: Offloads,
     pub(super) events: Events,
     pub(super) timer: Timer,
@@ -147,8 +147,8 @@ impl Serve for Server {
 }
 
 impl Server {
-    /// The backends for the next life, as they were before this one, and the queues' positions.
-    pub(super) fn into_parts(mut self) -> (Backends, Vec<QueueState>) {
+    /// The interface for the next life, as it was before this one, and the queues' positions.
+    pub(super) fn into_parts(mut self) -> (Interface, Vec<QueueState>) {
         self.leave_taps();
         let control = self.control.iter().map(ControlQueue::state).collect::<Vec<_>>();
         let states = self.pairs.into_iter().flat_map(|pair| {
@@ -156,7 +156,7 @@ impl Server {
             [pair.receive.into_state(), transmit]
         });
         let states = states.chain(control).collect();
-        (self.backends, states)
+        (self.interface, states)
     }
 
     fn watch_all(&mut self, stop: &EventFd) -> io::Result<()> {
@@ -226,7 +226,7 @@ impl Server {
             pair.transmit.queue().refuse_kicks(&self.memory)?;
             pair.receive.queue().refuse_kicks(&self.memory)?;
             // What is sent by a pair that the driver does not use takes the first tap: its own is not joined.
-            let mut backend = self.backends.get_mut(if index < joined { index } else { 0 });
+            let mut backend = self.interface.backends.get_mut(if index < joined { index } else { 0 });
             let pause = pair.transmit.turn(&turn, backend.as_deref_mut())?;
             pair.limited = matches!(pause, Pause::Limit(_));
             note_limit(pause, counters);
@@ -264,7 +264,7 @@ impl Server {
     /// A tap whose frames may not be taken yet is not waited for: it would be readable all the time.
     fn watch_taps(&mut self) {
         let mut failure = None;
-        for (index, (pair, backend)) in self.pairs.iter_mut().zip(&self.backends).enumerate() {
+        for (index, (pair, backend)) in self.pairs.iter_mut().zip(&self.interface.backends).enumerate() {
             // A queue that is not joined is in error, which would be reported all the time, too.
             let wanted = !pair.held && index < usize::from(self.joined);
             if wanted == pair.watched {
@@ -284,9 +284,10 @@ impl Server {
     }
 
     fn take_link_change(&mut self) {
-        if let Some(backends) = self.shared.link.take_change() {
+        if let Some(interface) = self.shared.link.take_change() {
             self.leave_taps();
-            self.backends = backends;
+            self.pairs.iter_mut().for_each(|pair| pair.transmit.allow_source(interface.mac));
+            self.interface = interface;
             self.join_taps();
             self.interrupt.signal_config();
         }
@@ -294,12 +295,12 @@ impl Server {
 
     /// The interface is gone, which is no reason to end a machine: the guest sees its link go down.
     fn lose_link(&mut self) {
-        if self.backends.is_empty() {
+        if self.interface.backends.is_empty() {
             return;
         }
         warn_limited!("device {}: the interface on the host is gone: the link is down", self.shared.name);
         self.leave_taps();
-        self.backends = Vec::new();
+        self.interface.backends = Vec::new();
         self.shared.link.lost();
         self.interrupt.signal_config();
     }
@@ -321,7 +322,7 @@ impl Server {
 
     /// For all queues of the tap: they are one interface, and its first queue is always joined.
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
-        self.backends.first_mut().map_or(Ok(()), |backend| backend.set_offloads(offloads))
+        self.interface.backends.first_mut().map_or(Ok(()), |backend| backend.set_offloads(offloads))
     }
 
     /// Only queue pairs that the driver uses get a share of the frames; of one there is no choice.
@@ -330,7 +331,7 @@ impl Server {
             return;
         }
         let joined = usize::from(self.joined);
-        for (index, (pair, backend)) in self.pairs.iter_mut().zip(&mut self.backends).enumerate() {
+        for (index, (pair, backend)) in self.pairs.iter_mut().zip(&mut self.interface.backends).enumerate() {
             if index >= joined && std::mem::take(&mut pair.watched) {
                 self.events.forget(&backend.as_raw_fd());
                 pair.readable = false;
@@ -343,7 +344,7 @@ impl Server {
 
     /// The reverse of [`Self::join_taps`]; what fails is gone anyhow.
     fn leave_taps(&mut self) {
-        for (pair, backend) in self.pairs.iter_mut().zip(&self.backends) {
+        for (pair, backend) in self.pairs.iter_mut().zip(&self.interface.backends) {
             if std::mem::take(&mut pair.watched) {
                 self.events.forget(&backend.as_raw_fd());
             }

@@ -415,11 +415,15 @@ fn an_interface_that_goes_takes_the_link_down_and_a_new_one_brings_it_up() {
     assert_eq!(bench.counters().dropped_link.value(), 2);
     assert!(bench.interrupt.losses().is_empty() && !bench.interrupt.reset_asked(), "the machine lives on");
 
+    // The new one has another address.
     let (backend, host, _) = wire();
-    bench.net.link().attach(vec![backend]).expect("one pair");
+    bench.net.link().attach([2, 0, 0, 0, 0, 7], vec![backend]).expect("one pair");
     assert_eq!(link_status(&bench.net), 1);
     eventually("the news", || bench.interrupt.configs() == 2);
     bench.host = host;
+    bench.send(&frame, &[72]);
+    assert_eq!(bench.counters().dropped_source.value(), 1);
+    let frame = with_header(NO_OFFLOAD, &ethernet(60, [2, 0, 0, 0, 0, 7]));
     bench.send(&frame, &[72]);
     assert_eq!(bench.arrived(), frame);
     bench.net.link().detach();
@@ -439,7 +443,7 @@ fn a_hang_up_of_the_tap_takes_the_link_down() {
     net.activate(driver::activation(&memory, features, &[&receive, &transmit], &interrupt)).expect("starts");
     assert_eq!(link_status(&net), 0, "it waits for its interface");
     let (reader, writer) = io::pipe().expect("a pipe");
-    net.link().attach(vec![Box::new(Silent(reader))]).expect("one pair");
+    net.link().attach(MAC, vec![Box::new(Silent(reader))]).expect("one pair");
     eventually("the news", || interrupt.configs() == 1);
     assert_eq!(link_status(&net), 1);
     drop(writer);
@@ -452,8 +456,8 @@ fn an_interface_attached_while_the_device_is_stopped_is_there_in_its_next_life()
     let mut bench = Bench::plain();
     bench.net.stop();
     let (backend, host, _) = wire();
-    bench.net.link().attach(vec![backend]).expect("one pair");
-    assert!(bench.net.link().attach(vec![]).is_err(), "one pair, not none");
+    bench.net.link().attach(MAC, vec![backend]).expect("one pair");
+    assert!(bench.net.link().attach(MAC, vec![]).is_err(), "one pair, not none");
     bench.receive.start_over();
     bench.transmit.start_over();
     let with = driver::activation(

@@ -1,0 +1,206 @@
+//! A real guest kernel on a real tap. Needs KVM of either kind, the guest kernel, mkfs.erofs, root and /dev/net/tun.
+//!
+//! The guest's init is this very test binary, see `rig/linux.rs`. Its machine's tap lies in a network namespace that the test makes.
+
+mod rig;
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsFd,
+    time::Instant,
+};
+
+use rig::{
+    Machine, PATIENCE, Wanted,
+    linux::{as_init, booted, order, wanted},
+    namespace::{GUEST, Namespace, namespace},
+    sys,
+};
+use vmm_control::{FromMachine, Report, ToMachine, descriptors};
+
+const MAC: [u8; 6] = [2, 0, 0, 9, 0, 2];
+/// Where the guest sends every datagram back.
+const ECHO_PORT: u16 = 7;
+/// The largest datagram over IPv4.
+const DATAGRAM_MAX: usize = 65507;
+/// What one test moves by TCP.
+const MIB: u64 = 64;
+/// Exits for one MiB in either direction that we aim for: kicks, and two for each interrupt.
+const EXITS_PER_MIB_MAX: u64 = 60;
+
+/// Process 1 of the guest. Named on the kernel command line; ignored when the tests run.
+#[test]
+#[ignore = "runs in the guest"]
+fn as_guest_init() {
+    as_init(|order| {
+        let words: Vec<_> = order.split(' ').collect();
+        match words[..] {
+            ["up"] => sys::bring_up("eth0", GUEST).map(|()| echo()).map_or_else(|e| e.to_string(), |()| "up".into()),
+            ["link"] => sys::has_link("eth0").expect("eth0 is there").to_string(),
+            ["send", to, bytes] => send(&connected(to), bytes.parse().expect("a number")).to_string(),
+            ["receive", from] => receive(&connected(from)).to_string(),
+            _ => format!("no such order: {order}"),
+        }
+    });
+}
+
+/// Sends every datagram back where it came from.
+fn echo() {
+    let socket = UdpSocket::bind((GUEST, ECHO_PORT)).expect("our address");
+    std::thread::spawn(move || {
+        let mut datagram = vec![0; DATAGRAM_MAX];
+        loop {
+            let (len, from) = socket.recv_from(&mut datagram).expect("a datagram");
+            socket.send_to(&datagram[..len], from).expect("sent");
+        }
+    });
+}
+
+fn connected(to: &str) -> TcpStream {
+    TcpStream::connect(to.parse::<SocketAddr>().expect("an address")).expect("the host listens")
+}
+
+/// A byte of the stream that both sides agree on.
+fn byte_at(position: u64) -> u8 {
+    (position / 61 % 251) as u8
+}
+
+fn send(mut stream: &TcpStream, bytes: u64) -> u64 {
+    let mut sent = 0;
+    while sent < bytes {
+        let part: Vec<u8> = (sent..bytes.min(sent + (256 << 10))).map(byte_at).collect();
+        stream.write_all(&part).expect("connected");
+        sent += part.len() as u64;
+    }
+    stream.shutdown(std::net::Shutdown::Write).expect("connected");
+    sent
+}
+
+/// How many bytes came, all of them right.
+fn receive(mut stream: &TcpStream) -> u64 {
+    let (mut part, mut received) = (vec![0; 256 << 10], 0);
+    loop {
+        let len = stream.read(&mut part).expect("connected");
+        if len == 0 {
+            return received;
+        }
+        let wrong = (received..).zip(&part[..len]).find(|(position, byte)| byte_at(*position) != **byte);
+        assert_eq!(wrong, None, "a byte is not what was sent");
+        received += len as u64;
+    }
+}
+
+/// A machine whose eth0 is up, and the host's side; or a skip.
+fn networked(test: &str) -> Option<(Machine, Namespace)> {
+    let (kvm, wanted) = wanted(test)?;
+    let (namespace, tap) = namespace(test)?;
+    let machine = booted(kvm, Wanted { network: Some((vec![tap], MAC)), ..wanted });
+    assert_eq!(order(&machine.call, "up"), "up");
+    Some((machine, namespace))
+}
+
+#[test]
+fn datagrams_of_all_sizes_go_to_the_guest_and_back() {
+    let Some((mut machine, host)) = networked("datagrams_of_all_sizes_go_to_the_guest_and_back") else { return };
+    assert_eq!(order(&machine.call, "link"), "true");
+    for len in [0, 1, 1472, 1473, 20_000, DATAGRAM_MAX] {
+        let datagram: Vec<u8> = (0..len as u64).map(byte_at).collect();
+        host.udp.send_to(&datagram, (GUEST, ECHO_PORT)).expect("sent");
+        let mut back = vec![0; DATAGRAM_MAX];
+        let (received, from) = host.udp.recv_from(&mut back).unwrap_or_else(|error| panic!("{len} bytes: {error}"));
+        assert_eq!((from.ip(), from.port(), received), (GUEST.into(), ECHO_PORT, len));
+        assert!(back[..len] == datagram, "{len} bytes come back as others");
+    }
+    let figures = machine.report().networks[0];
+    assert!(figures.sent_bytes > DATAGRAM_MAX as u64 && figures.received_bytes > DATAGRAM_MAX as u64, "{figures:?}");
+    assert_eq!((figures.dropped_malformed, figures.dropped_unfit, figures.dropped_full), (0, 0, 0), "{figures:?}");
+}
+
+#[test]
+fn an_interface_that_comes_late_brings_the_link_up_and_its_leaving_takes_it_down() {
+    let test = "an_interface_that_comes_late_brings_the_link_up_and_its_leaving_takes_it_down";
+    let (Some((kvm, wanted)), Some((host, tap))) = (wanted(test), namespace(test)) else { return };
+    let mut machine = booted(kvm, Wanted { network: Some((vec![], MAC)), ..wanted });
+    assert_eq!(order(&machine.call, "up"), "up");
+    assert_eq!(order(&machine.call, "link"), "false");
+
+    machine.send(&ToMachine::AttachNetwork { index: 0, taps: 1, mac: MAC });
+    descriptors::send(&machine.control, &[tap.as_fd()]).expect("the VMM reads");
+    drop(tap);
+    assert_eq!(machine.receive(), FromMachine::NetworkChanged { index: 0, failure: None });
+    link_becomes(&machine, true);
+    host.udp.send_to(b"late", (GUEST, ECHO_PORT)).expect("sent");
+    assert_eq!(host.udp.recv(&mut [0; 9]).expect("an echo"), 4);
+
+    machine.send(&ToMachine::DetachNetwork { index: 0 });
+    assert_eq!(machine.receive(), FromMachine::NetworkChanged { index: 0, failure: None });
+    link_becomes(&machine, false);
+    machine.send(&ToMachine::DetachNetwork { index: 1 });
+    let FromMachine::NetworkChanged { index: 1, failure: Some(why) } = machine.receive() else {
+        panic!("there is one")
+    };
+    assert!(why.contains("no network device 1"), "{why}");
+}
+
+/// Waits until the guest sees its link so: the news goes by an interrupt, and the answer by another device.
+fn link_becomes(machine: &Machine, up: bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while order(&machine.call, "link") != up.to_string() {
+        assert!(Instant::now() < deadline, "the link never becomes {up}");
+    }
+}
+
+/// Exits between two reports that the network is to blame for: kicks, and what the driver does at an interrupt.
+fn exits_between(before: &Report, after: &Report) -> u64 {
+    let registers =
+        |report: &Report| ["mmio_read", "mmio_write"].iter().filter_map(|name| report.exits.get(*name)).sum::<u64>();
+    let kicks = after.networks[0].kicks - before.networks[0].kicks;
+    registers(after) - registers(before) + kicks
+}
+
+#[test]
+fn a_stream_passes_both_ways_in_large_frames_and_few_exits() {
+    let Some((mut machine, host)) = networked("a_stream_passes_both_ways_in_large_frames_and_few_exits") else {
+        return;
+    };
+    let address = host.tcp.local_addr().expect("an address");
+    let bytes = MIB << 20;
+    for guest_sends in [true, false] {
+        let before = machine.report();
+        let began = Instant::now();
+        let listener = host.tcp.try_clone().expect("a descriptor");
+        let theirs = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("the guest connects");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+            if guest_sends { receive(&stream) } else { send(&stream, bytes) }
+        });
+        let words = if guest_sends { format!("send {address} {bytes}") } else { format!("receive {address}") };
+        assert_eq!(order(&machine.call, &words), bytes.to_string());
+        assert_eq!(theirs.join().expect("the host's side"), bytes);
+        let (took, after) = (began.elapsed(), machine.report());
+        let (old, new) = (before.networks[0], after.networks[0]);
+        let (frames, payload) = match guest_sends {
+            true => (new.sent_frames - old.sent_frames, new.sent_bytes - old.sent_bytes),
+            false => (new.received_frames - old.received_frames, new.received_bytes - old.received_bytes),
+        };
+        let per_mib = exits_between(&before, &after) / MIB;
+        let figures = format!(
+            "guest sends: {guest_sends}; {MIB} MiB in {took:?}, frames of {} bytes, {per_mib} exits a MiB; {old:?} -> {new:?}",
+            payload / frames
+        );
+        println!("{figures}");
+        assert!(payload / frames > 4 * 1500, "{figures}");
+        assert!(per_mib <= EXITS_PER_MIB_MAX, "{figures}");
+    }
+}
+
+#[test]
+fn a_guest_whose_namespace_goes_loses_its_link_and_nothing_else() {
+    let test = "a_guest_whose_namespace_goes_loses_its_link_and_nothing_else";
+    let Some((machine, host)) = networked(test) else { return };
+    assert_eq!(order(&machine.call, "link"), "true");
+    // With its last socket goes the namespace, and with that the tap.
+    drop(host);
+    link_becomes(&machine, false);
+}
