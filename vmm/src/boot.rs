@@ -184,8 +184,8 @@ impl KvmReady {
         let kernel = read_kernel_head(&self.kernel).map_err(|error| BootError::KernelFile(name, error))?;
         let image = KernelImage::parse(&kernel.0, kernel.1).map_err(|error| BootError::Plan(name, error.into()))?;
         let layout = MemoryLayout::new(u64::from(spec.memory_mib) << 20);
-        let command_line =
-            command_line(spec, &slots).map_err(|error| BootError::Plan(name, PlanError::CommandLine(error)))?;
+        let command_line = command_line(self.flavour, spec, &slots)
+            .map_err(|error| BootError::Plan(name, PlanError::CommandLine(error)))?;
         let input = BootInput {
             memory: &layout,
             vcpus: u8::try_from(self.vcpus.len()).expect("at most VCPUS_MAX"),
@@ -211,9 +211,20 @@ fn read_kernel_head(file: &File) -> io::Result<(Vec<u8>, u64)> {
     Ok((head, metadata.len()))
 }
 
-fn command_line(spec: &MachineSpec, slots: &[DeviceSlot]) -> Result<String, vmm_boot::CommandLineError> {
+/// Software KVM shows the guest the host's processor, and has not all that it has: where that has INVPCID or pages of 1 GiB, as AMD's newer
+/// ones do, Linux would use them, and KVM ends the machine or faults.
+const PVM_WORDS: &str = "noinvpcid nogbpages";
+
+fn command_line(
+    flavour: Flavour,
+    spec: &MachineSpec,
+    slots: &[DeviceSlot],
+) -> Result<String, vmm_boot::CommandLineError> {
     let mut line = CommandLine::new(!spec.disks.is_empty());
     slots.iter().for_each(|slot| line.device(*slot));
+    if flavour == Flavour::Pvm {
+        line.extra(PVM_WORDS)?;
+    }
     line.extra(&spec.extra_cmdline)?;
     line.finish()
 }
