@@ -17,7 +17,7 @@ use rig::{
     namespace::{GUEST, Namespace, namespace},
     sys,
 };
-use vmm_control::{FromMachine, Report, ToMachine, descriptors};
+use vmm_control::{Ending, FromMachine, Report, ToMachine, descriptors};
 
 const MAC: [u8; 6] = [2, 0, 0, 9, 0, 2];
 /// Where the guest sends every datagram back.
@@ -196,11 +196,12 @@ fn a_stream_passes_both_ways_in_large_frames_and_few_exits() {
 }
 
 #[test]
-fn a_guest_whose_namespace_goes_loses_its_link_and_nothing_else() {
-    let test = "a_guest_whose_namespace_goes_loses_its_link_and_nothing_else";
-    let Some((machine, host)) = networked(test) else { return };
+fn a_guest_whose_tap_is_removed_loses_its_link_and_nothing_else() {
+    let test = "a_guest_whose_tap_is_removed_loses_its_link_and_nothing_else";
+    let Some((mut machine, host)) = networked(test) else { return };
     assert_eq!(order(&machine.call, "link"), "true");
-    // With its last socket goes the namespace, and with that the tap.
-    drop(host);
+    host.remove_tap();
     link_becomes(&machine, false);
+    machine.send(&ToMachine::Stop);
+    assert_eq!(machine.receive(), FromMachine::Ended(Ending::Stopped));
 }
