@@ -156,12 +156,11 @@ impl Machine {
             ShareSpec { tag, socket: CONTROL_FD + files.len() as i32 }
         });
         let shares = shares.collect();
-        let networks = wanted.network.into_iter().map(|(taps, mac)| NetSpec {
-            taps: (CONTROL_FD + 1 + files.len() as i32..).zip(taps).map(|(fd, tap)| (files.push(tap), fd).1).collect(),
-            mac,
-            mtu: 1500,
-            any_source_mac: false,
-            rate: None,
+        let networks = wanted.network.into_iter().map(|(taps, mac)| {
+            let first = CONTROL_FD + 1 + files.len() as i32;
+            let taps_end = first + taps.len() as i32;
+            files.extend(taps);
+            NetSpec { taps: (first..taps_end).collect(), mac, mtu: 1500, any_source_mac: false, rate: None }
         });
         let networks = networks.collect();
         let spec = MachineSpec {

@@ -38,18 +38,18 @@ impl Namespace {
     }
 }
 
-/// A new namespace and the descriptor of its tap, or a skip in the name of `test`.
-pub fn namespace(test: &str) -> Option<(Namespace, OwnedFd)> {
+/// A new namespace and the descriptors of its tap, one a queue, or a skip in the name of `test`.
+pub fn namespace(test: &str, queues: usize) -> Option<(Namespace, Vec<OwnedFd>)> {
     // A thread of its own, which takes the namespace with it.
-    let made = std::thread::spawn(|| {
+    let made = std::thread::spawn(move || {
         sys::new_namespace()?;
-        let tap = sys::tap("tap0")?;
+        let taps = (0..queues).map(|_| sys::tap("tap0", queues > 1)).collect::<std::io::Result<_>>()?;
         sys::bring_up("tap0", HOST)?;
         let udp = UdpSocket::bind((HOST, 0))?;
         udp.set_read_timeout(Some(PATIENCE))?;
         // Protocol 0 is NETLINK_ROUTE.
         let links = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
-        Ok::<_, std::io::Error>((Namespace { links, udp, tcp: TcpListener::bind((HOST, 0))? }, tap))
+        Ok::<_, std::io::Error>((Namespace { links, udp, tcp: TcpListener::bind((HOST, 0))? }, taps))
     });
     match made.join().expect("it does not panic") {
         Ok(made) => Some(made),

@@ -26,11 +26,13 @@ pub fn new_namespace() -> io::Result<()> {
     checked(unsafe { libc::unshare(libc::CLONE_NEWNET) })
 }
 
-/// A new tap interface of this thread's namespace, with one queue.
-pub fn tap(interface: &str) -> io::Result<OwnedFd> {
+/// A queue of a tap interface of this thread's namespace; the first one makes the interface. With `several` there may be more of them.
+pub fn tap(interface: &str, several: bool) -> io::Result<OwnedFd> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     let mut request = request(interface);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let queues = if several { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one ifreq, which `request` is.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     Ok(file.into())

@@ -133,7 +133,12 @@ impl Conversation {
     fn hear(&mut self, message: FromMachine) {
         match message {
             FromMachine::Booting { kvm, kernel } => log::debug!("booting the {kernel:?} kernel on {kvm:?} KVM"),
-            FromMachine::Report(report) => drop(self.reports.pop_front().map(|reply| reply.send(report))),
+            FromMachine::Report(report) => {
+                if let Some(reply) = self.reports.pop_front() {
+                    // Who asked may have gone.
+                    let _ = reply.send(report);
+                }
+            }
             FromMachine::Failed(failure) => self.gone(format!(
                 "the machine cannot be built ({}): {}",
                 vmm_words(&failure.step),

@@ -55,9 +55,10 @@ use header::HeadRules;
 use link::Interface;
 use rate::Limiter;
 use receive::Receiver;
-use server::{Pair, Server, Shared};
+use server::{Kept, Pair, Server, Shared};
 use timer::Timer;
 use transmit::Transmitter;
+use turn::Limits;
 
 /// Device type of the network device.
 const DEVICE_TYPE: u32 = 1;
@@ -100,7 +101,7 @@ pub struct Net {
 }
 
 enum Life {
-    Stopped(Interface),
+    Stopped(Box<Kept>),
     Serving(Worker<Server>),
     Lost,
 }
@@ -113,7 +114,15 @@ impl Net {
             handle.attach(config.mac, backends)?;
         }
         let shared = Arc::new(Shared { name: config.name.clone(), link, counters: Arc::default() });
-        Ok(Self { config, handle, shared, life: Life::Stopped(Interface::default()) })
+        let timer = Timer::new()?;
+        let now = timer.now_nanos();
+        let limits = Limits {
+            transmit: Limiter::new(config.transmit_limit, now),
+            receive: Limiter::new(config.receive_limit, now),
+            timer,
+        };
+        let life = Life::Stopped(Box::new(Kept { interface: Interface::default(), limits }));
+        Ok(Self { config, handle, shared, life })
     }
 
     /// The handle by which its interface comes and goes.
@@ -135,15 +144,14 @@ impl Net {
         move |source| ActivateError::Io { device, operation, source }
     }
 
-    fn server(&self, interface: Interface, with: Activation) -> Result<Server, ActivateError> {
-        let timer = Timer::new().map_err(self.failed("a timer"))?;
+    fn server(&self, kept: Kept, with: Activation) -> Result<Server, ActivateError> {
         let mut queues = (0u16..).zip(with.queues).map(served);
         let mut pairs = Vec::new();
         for _ in 0..self.config.pairs {
             let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
                 return Err(self.failed("activation")(io::Error::other("each pair has two queues")));
             };
-            pairs.push(self.pair(with.features, interface.mac, receive, transmit, &timer));
+            pairs.push(self.pair(with.features, kept.interface.mac, receive, transmit));
         }
         Ok(Server {
             shared: self.shared.clone(),
@@ -151,23 +159,22 @@ impl Net {
             interrupt: with.interrupt,
             pairs,
             control: queues.next().map(|queue| ControlQueue::new(queue, self.config.pairs)),
-            interface,
+            interface: kept.interface,
             offloads: offloads(with.features),
             events: Events::new().map_err(self.failed("epoll"))?,
-            timer,
+            limits: kept.limits,
             // The first alone until the driver says otherwise (section 5.1.6.5.6).
             joined: 1,
         })
     }
 
-    fn pair(&self, features: u64, mac: [u8; 6], receive: ServedQueue, transmit: ServedQueue, timer: &Timer) -> Pair {
+    fn pair(&self, features: u64, mac: [u8; 6], receive: ServedQueue, transmit: ServedQueue) -> Pair {
         let source = (!self.config.any_source_mac).then_some(mac);
-        let now = timer.now_nanos();
         let largest = largest_received(features, self.config.mtu);
         let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
         Pair::new(
-            Transmitter::new(transmit, HeadRules { features, source }, Limiter::new(self.config.transmit_limit, now)),
-            Receiver::new(receive, mergeable, largest, Limiter::new(self.config.receive_limit, now)),
+            Transmitter::new(transmit, HeadRules { features, source }),
+            Receiver::new(receive, mergeable, largest),
         )
     }
 }
@@ -201,13 +208,15 @@ impl VirtioDevice for Net {
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
     fn activate(&mut self, with: Activation) -> Result<(), ActivateError> {
-        let Life::Stopped(interface) = std::mem::replace(&mut self.life, Life::Lost) else {
+        let Life::Stopped(mut kept) = std::mem::replace(&mut self.life, Life::Lost) else {
             let source = io::Error::other("the device serves already, or its thread was lost");
             return Err(ActivateError::Thread { device: self.config.name.clone(), source });
         };
-        let interface = self.shared.link.take_change().unwrap_or(interface);
+        if let Some(interface) = self.shared.link.take_change() {
+            kept.interface = interface;
+        }
         let interrupt = with.interrupt.clone();
-        let server = self.server(interface, with)?;
+        let server = self.server(*kept, with)?;
         self.life = Life::Serving(Worker::spawn(&self.config.name, server, interrupt)?);
         Ok(())
     }
@@ -216,8 +225,8 @@ impl VirtioDevice for Net {
         match std::mem::replace(&mut self.life, Life::Lost) {
             Life::Serving(worker) => match worker.stop() {
                 Some(server) => {
-                    let (interface, states) = server.into_parts();
-                    self.life = Life::Stopped(interface);
+                    let (kept, states) = server.into_parts();
+                    self.life = Life::Stopped(Box::new(kept));
                     states
                 }
                 None => Vec::new(),

@@ -14,7 +14,7 @@ use super::{
     backend::{NetBackend, Trouble, trouble_of_receive},
     header::{ETHERNET_LEN, HEADER_LEN, NUM_BUFFERS_AT},
     rate::Limiter,
-    turn::{FRAMES_PER_TURN, Pause, Turn},
+    turn::{FRAMES_PER_TURN, Pause, Turn, held},
 };
 use crate::{
     chain::{Chain, ChainFault},
@@ -35,7 +35,6 @@ pub(super) struct Receiver {
     room: usize,
     mergeable: bool,
     largest: usize,
-    limiter: Limiter,
 }
 
 /// What came of looking for a frame.
@@ -48,8 +47,8 @@ enum Found {
 
 impl Receiver {
     /// `largest` is the length of the largest frame that may come, header counted.
-    pub(super) fn new(queue: ServedQueue, mergeable: bool, largest: usize, limiter: Limiter) -> Self {
-        Self { queue, waiting: VecDeque::new(), room: 0, mergeable, largest, limiter }
+    pub(super) fn new(queue: ServedQueue, mergeable: bool, largest: usize) -> Self {
+        Self { queue, waiting: VecDeque::new(), room: 0, mergeable, largest }
     }
 
     pub(super) fn queue(&mut self) -> &mut ServedQueue {
@@ -65,16 +64,25 @@ impl Receiver {
     }
 
     /// Takes frames while there are some, and buffers for them.
-    pub(super) fn turn(&mut self, turn: &Turn<'_>, backend: &mut Box<dyn NetBackend>) -> Result<Pause, Fault> {
+    pub(super) fn turn(
+        &mut self,
+        turn: &Turn<'_>,
+        limiter: &mut Limiter,
+        backend: &mut Box<dyn NetBackend>,
+    ) -> Result<Pause, Fault> {
         for _ in 0..FRAMES_PER_TURN {
             if !self.collect(turn.memory)? {
                 return Ok(Pause::NoBuffers);
             }
-            if let Some(wait) = self.limited(turn) {
+            // The length is known too late, so that room is asked for the largest frame; only the true length is taken.
+            if let Some(wait) = held(limiter, turn, self.largest as u64) {
                 return Ok(Pause::Limit(wait));
             }
             match self.find(turn, backend)? {
-                Found::Frame(len) => self.deliver(turn, len)?,
+                Found::Frame(len) => {
+                    self.deliver(turn, len)?;
+                    limiter.take(len.saturating_sub(HEADER_LEN) as u64);
+                }
                 Found::Unfit => turn.counters.dropped_unfit.add(1),
                 Found::Nothing => return Ok(Pause::Drained),
                 Found::Gone => return Ok(Pause::Gone),
@@ -88,7 +96,11 @@ impl Receiver {
         let mut asked = false;
         while !self.enough() {
             match self.queue.pop(memory)? {
-                Some(chain) => self.keep(chain)?,
+                Some(chain) => {
+                    self.keep(chain)?;
+                    // The question was for this chain's place in the ring, and is answered.
+                    asked = false;
+                }
                 // A second look after the question, for what came just before it; not a third, as the guest could go on so forever.
                 None if !asked && self.queue.want_kicks(memory)? => asked = true,
                 None => return Ok(false),
@@ -113,15 +125,6 @@ impl Receiver {
         self.room = self.room.saturating_add(len);
         self.waiting.push_back(chain);
         Ok(())
-    }
-
-    // The length is known too late, so that room is asked for the largest frame; only the true length is taken.
-    fn limited(&mut self, turn: &Turn<'_>) -> Option<u64> {
-        if !self.limiter.limits() {
-            return None;
-        }
-        let wait = self.limiter.wait_nanos(self.largest as u64, turn.timer.now_nanos());
-        (wait > 0).then_some(wait)
     }
 
     fn find(&self, turn: &Turn<'_>, backend: &mut Box<dyn NetBackend>) -> Result<Found, Fault> {
@@ -172,7 +175,6 @@ impl Receiver {
         numbered.map_err(|source| Fault::Chain { index, source })?;
         self.queue.complete_together(turn.memory, parts)?;
         let bytes = len.saturating_sub(HEADER_LEN) as u64;
-        self.limiter.take(bytes);
         turn.counters.received_frames.add(1);
         turn.counters.received_bytes.add(bytes);
         Ok(())

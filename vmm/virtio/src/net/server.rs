@@ -16,9 +16,8 @@ use super::{
     counters::NetCounters,
     link::{Interface, Link},
     receive::Receiver,
-    timer::Timer,
     transmit::Transmitter,
-    turn::{Pause, Turn},
+    turn::{Limits, Pause, Turn},
 };
 use crate::{device::Interrupt, events::Events, fault::Fault, log_limit::warn_limited, worker::Serve};
 
@@ -81,7 +80,13 @@ impl Pair {
     }
 }
 
-/// What a device keeps from one life to the next, and shares with its handles.
+/// What a device keeps from one life to the next.
+pub(super) struct Kept {
+    pub(super) interface: Interface,
+    pub(super) limits: Limits,
+}
+
+/// What its handles know of, too.
 pub(super) struct Shared {
     pub(super) name: String,
     pub(super) link: Arc<Link>,
@@ -98,7 +103,7 @@ pub(super) struct Server {
     pub(super) interface: Interface,
     pub(super) offloads: Offloads,
     pub(super) events: Events,
-    pub(super) timer: Timer,
+    pub(super) limits: Limits,
     /// Queue pairs that the driver uses: the first ones.
     pub(super) joined: u16,
 }
@@ -134,7 +139,7 @@ impl Serve for Server {
                 match event_of(event.data()) {
                     Event::Stop => return Ok(()),
                     Event::Link => self.take_link_change(),
-                    Event::Alarm => self.timer.clear(),
+                    Event::Alarm => self.limits.timer.clear(),
                     Event::ControlKick => self.clear_control_kick(),
                     Event::ReceiveKick(pair) => self.clear_kick(pair, true),
                     Event::TransmitKick(pair) => self.clear_kick(pair, false),
@@ -147,8 +152,8 @@ impl Serve for Server {
 }
 
 impl Server {
-    /// The interface for the next life, as it was before this one, and the queues' positions.
-    pub(super) fn into_parts(mut self) -> (Interface, Vec<QueueState>) {
+    /// What is for the next life, the interface as it was before this one, and the queues' positions.
+    pub(super) fn into_parts(mut self) -> (Kept, Vec<QueueState>) {
         self.leave_taps();
         let control = self.control.iter().map(ControlQueue::state).collect::<Vec<_>>();
         let states = self.pairs.into_iter().flat_map(|pair| {
@@ -156,13 +161,13 @@ impl Server {
             [pair.receive.into_state(), transmit]
         });
         let states = states.chain(control).collect();
-        (self.interface, states)
+        (Kept { interface: self.interface, limits: self.limits }, states)
     }
 
     fn watch_all(&mut self, stop: &EventFd) -> io::Result<()> {
         self.events.watch(stop, EventSet::IN, STOP)?;
         self.events.watch(self.shared.link.wake(), EventSet::IN, LINK)?;
-        self.events.watch(&self.timer, EventSet::IN, ALARM)?;
+        self.events.watch(&self.limits.timer, EventSet::IN, ALARM)?;
         for (index, pair) in self.pairs.iter_mut().enumerate() {
             self.events.watch(pair.receive.queue().kick(), EventSet::IN, token(index, RECEIVE_KICK))?;
             self.events.watch(pair.transmit.queue().kick(), EventSet::IN, token(index, TRANSMIT_KICK))?;
@@ -206,7 +211,7 @@ impl Server {
         }
         self.watch_taps();
         if let Some(nanos) = left.wait_nanos {
-            self.timer.set(nanos).map_err(Fault::io("timerfd_settime"))?;
+            self.limits.timer.set(nanos).map_err(Fault::io("timerfd_settime"))?;
         }
         if !left.more {
             for pair in &mut self.pairs {
@@ -219,7 +224,8 @@ impl Server {
 
     fn move_frames(&mut self) -> Result<Left, Fault> {
         let Shared { name, counters, .. } = &*self.shared;
-        let turn = Turn { name, memory: &self.memory, counters, timer: &self.timer };
+        let Limits { transmit, receive, timer } = &mut self.limits;
+        let turn = Turn { name, memory: &self.memory, counters, timer };
         let joined = usize::from(self.joined);
         let mut left = Left::default();
         for (index, pair) in self.pairs.iter_mut().enumerate() {
@@ -227,12 +233,12 @@ impl Server {
             pair.receive.queue().refuse_kicks(&self.memory)?;
             // What is sent by a pair that the driver does not use takes the first tap: its own is not joined.
             let mut backend = self.interface.backends.get_mut(if index < joined { index } else { 0 });
-            let pause = pair.transmit.turn(&turn, backend.as_deref_mut())?;
+            let pause = pair.transmit.turn(&turn, transmit, backend.as_deref_mut())?;
             pair.limited = matches!(pause, Pause::Limit(_));
             note_limit(pause, counters);
             left.add(pause);
             let Some(backend) = backend.filter(|_| pair.readable && index < joined) else { continue };
-            let pause = pair.receive.turn(&turn, backend)?;
+            let pause = pair.receive.turn(&turn, receive, backend)?;
             let held = matches!(pause, Pause::NoBuffers | Pause::Limit(_));
             if held && !pair.held {
                 note_limit(pause, counters);

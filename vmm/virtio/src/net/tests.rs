@@ -289,6 +289,27 @@ fn frames_wait_for_buffers_and_a_kick() {
     bench.net.stop();
 }
 
+// Buffers come one by one while the device looks for them: whenever it stops looking, the next one's kick must be asked for.
+#[test]
+fn buffers_that_trickle_in_are_seen_by_the_kicks_that_the_event_index_asks_for() {
+    let mut bench = Bench::plain();
+    bench.host.send(&with_header(NO_OFFLOAD, &ethernet(60, MAC))).expect("sent");
+    eventually("hunger", || bench.counters().starved.value() == 1);
+    // avail_event of the receive queue, behind the used ring.
+    let event_at = GuestAddress(bench.receive.used_ring() + 4 + 8 * u64::from(QUEUE_SIZE));
+    for index in 0..64u16 {
+        bench.receive.add(&[into(IN_AT + u64::from(index) * 1536, 1536)]);
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        // As a driver does: a kick when the entry just added is the one that was asked for.
+        let event: u16 = bench.memory.read_obj(event_at).expect("ring");
+        if event == index {
+            bench.receive.kick();
+        }
+    }
+    assert_eq!(bench.receive.wait_used(), [(0, 72)]);
+    bench.net.stop();
+}
+
 #[test]
 fn a_flood_costs_a_guest_without_buffers_nothing() {
     let mut bench = Bench::plain();
@@ -527,6 +548,26 @@ fn a_limit_holds_frames_back_until_their_time() {
     assert!(start.elapsed() >= std::time::Duration::from_millis(60), "{:?}", start.elapsed());
     assert!(bench.counters().held_by_rate.value() >= 2);
     assert_eq!(bench.counters().sent_frames.value(), 5);
+    bench.net.stop();
+}
+
+#[test]
+fn a_reset_refills_no_limit() {
+    let frames = Some(Bucket { per_second: 20, burst: 1 });
+    let limit = RateLimit { bytes: None, frames };
+    let mut bench = Bench::new(NetConfig { transmit_limit: limit, ..config() }, |offered| offered);
+    let frame = with_header(NO_OFFLOAD, &ethernet(60, MAC));
+    let start = std::time::Instant::now();
+    for _ in 0..4 {
+        bench.send(&frame, &[72]);
+        bench.net.stop();
+        bench.receive.start_over();
+        bench.transmit.start_over();
+        let features = bench.net.traits().features;
+        let queues = [&bench.receive, &bench.transmit];
+        bench.net.activate(driver::activation(&bench.memory, features, &queues, &bench.interrupt)).expect("starts");
+    }
+    assert!(start.elapsed() >= std::time::Duration::from_millis(150), "{:?}", start.elapsed());
     bench.net.stop();
 }
 

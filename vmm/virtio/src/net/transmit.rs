@@ -10,7 +10,7 @@ use super::{
     backend::{NetBackend, Trouble, trouble_of_send},
     header::{HEAD_LEN, HEADER_LEN, HeadFault, HeadRules},
     rate::Limiter,
-    turn::{FRAMES_PER_TURN, Pause, Turn},
+    turn::{FRAMES_PER_TURN, Pause, Turn, held},
 };
 use crate::{
     chain::{Chain, ChainFault},
@@ -23,7 +23,6 @@ use crate::{
 pub(super) struct Transmitter {
     queue: ServedQueue,
     rules: HeadRules,
-    limiter: Limiter,
 }
 
 /// What became of a frame.
@@ -37,8 +36,8 @@ enum Fate {
 }
 
 impl Transmitter {
-    pub(super) fn new(queue: ServedQueue, rules: HeadRules, limiter: Limiter) -> Self {
-        Self { queue, rules, limiter }
+    pub(super) fn new(queue: ServedQueue, rules: HeadRules) -> Self {
+        Self { queue, rules }
     }
 
     pub(super) fn queue(&mut self) -> &mut ServedQueue {
@@ -58,12 +57,15 @@ impl Transmitter {
     pub(super) fn turn(
         &mut self,
         turn: &Turn<'_>,
+        limiter: &mut Limiter,
         mut backend: Option<&mut Box<dyn NetBackend>>,
     ) -> Result<Pause, Fault> {
         for _ in 0..FRAMES_PER_TURN {
             let Some(chain) = self.queue.pop(turn.memory)? else { return Ok(Pause::Drained) };
             let bytes = chain.readable_len().saturating_sub(HEADER_LEN) as u64;
-            if let Some(wait) = self.limited(turn, bytes) {
+            // What is too long to be a frame goes on, to be dropped.
+            let frame = HeadRules::check_len(chain.readable_len()).is_ok();
+            if let Some(wait) = held(limiter, turn, bytes).filter(|_| frame) {
                 self.queue.put_back(chain);
                 return Ok(Pause::Limit(wait));
             }
@@ -73,22 +75,13 @@ impl Transmitter {
             count(&fate, turn, bytes);
             self.queue.complete(turn.memory, chain, 0)?;
             if matches!(fate, Fate::Sent) {
-                self.limiter.take(bytes);
+                limiter.take(bytes);
             }
             if matches!(fate, Fate::Gone) {
                 return Ok(Pause::Gone);
             }
         }
         Ok(Pause::Share)
-    }
-
-    /// Nanoseconds until a frame may pass, when it may not now. One that is too long to be a frame passes, to be dropped.
-    fn limited(&mut self, turn: &Turn<'_>, bytes: u64) -> Option<u64> {
-        if !self.limiter.limits() || HeadRules::check_len(HEADER_LEN + bytes as usize).is_err() {
-            return None;
-        }
-        let wait = self.limiter.wait_nanos(bytes, turn.timer.now_nanos());
-        (wait > 0).then_some(wait)
     }
 
     fn send(
