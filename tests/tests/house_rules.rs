@@ -9,14 +9,15 @@ use std::{
 use tests::prefix::workspace;
 
 /// Which of our own crates a crate may use. A crate that is not here may use none.
-const MAY_USE: [(&str, &[&str]); 8] = [
+const MAY_USE: [(&str, &[&str]); 9] = [
     ("vmm", &["vmm-virtio", "vmm-boot", "vmm-control"]),
-    ("agent", &["agent-protocol", "container"]),
-    ("pod", &["vmm-control", "agent-protocol"]),
+    ("agent", &["agent-protocol", "container", "netlink"]),
+    ("pod", &["vmm-control", "agent-protocol", "netlink"]),
     ("shim", &["pod", "agent-protocol"]),
     ("cli", &["pod", "vmm-control"]),
     ("tests", &["pod", "vmm-control", "cri"]),
     ("container", &[]),
+    ("netlink", &[]),
     ("rootfs-builder", &[]),
 ];
 
