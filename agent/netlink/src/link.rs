@@ -24,6 +24,10 @@ pub struct Link {
     pub mtu: u32,
     /// Its flags.
     pub flags: LinkFlags,
+    /// The interface of the same namespace that it lies on (a VLAN's, a macvlan's) or is the pair of.
+    pub lower: Option<u32>,
+    /// The interface of the same namespace that it is a port of.
+    pub controller: Option<u32>,
 }
 
 impl Link {
@@ -37,22 +41,35 @@ impl Link {
             mac: Vec::new(),
             mtu: 0,
             flags: message.header.flags,
+            lower: None,
+            controller: None,
         };
+        let mut elsewhere = false;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::Address(mac) => link.mac.clone_from(mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::LinkInfo(infos) => link.kind = kind(infos),
+                LinkAttribute::Link(index) => link.lower = Some(*index).filter(|index| *index != 0),
+                LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+                LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
                 _ => {}
             }
         }
+        // Its number means nothing here then.
+        link.lower = link.lower.filter(|_| !elsewhere);
         link
     }
 
     /// Is it switched on?
     pub fn is_up(&self) -> bool {
         self.flags.contains(LinkFlags::Up)
+    }
+
+    /// Does it ask nobody for hardware addresses?
+    pub fn is_without_arp(&self) -> bool {
+        self.flags.contains(LinkFlags::Noarp)
     }
 
     /// Is it `lo`?
@@ -101,6 +118,7 @@ mod tests {
             assert_eq!((lo.name.as_str(), lo.index, lo.kind.as_str()), ("lo", 1, ""));
             assert_eq!(lo.layer, LinkLayerType::Loopback);
             assert!(!lo.is_up());
+            assert_eq!((lo.lower, lo.controller), (None, None));
         });
     }
 }
