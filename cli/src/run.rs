@@ -275,6 +275,7 @@ fn pod_spec(flags: &Flags, scratch: &Scratch, configuration: &Configuration) -> 
         hostname: flags.hostname.clone(),
         sysctls: Default::default(),
         resolv_conf: String::new(),
+        network: None,
         extra_cmdline: size.command_line(),
     }
 }

@@ -1,10 +1,13 @@
 //! What pod containerd asks for, whichever way it asks: by a first container (the pause container, or one by itself), or by its
 //! sandbox service. Pure; both ways end in one [`PodRequest`], and everything after it is the same.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+};
 
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 use pod::{ErrorKind, PodSpec, sizing, sizing::MachineSize};
 use protobuf::Message;
 
@@ -30,6 +33,8 @@ pub struct PodRequest {
     pub sysctls: BTreeMap<String, String>,
     /// Text of `/etc/resolv.conf`, empty for none.
     pub resolv_conf: String,
+    /// The network namespace on the host whose interfaces it gets, none for loopback only.
+    pub network: Option<PathBuf>,
     /// The cgroup of the host below which its processes shall be, where the bundle does not say so.
     pub cgroup_parent: Option<String>,
     /// What sizes it, and what the operator lets its author choose.
@@ -48,6 +53,7 @@ impl PodRequest {
             hostname: oci.hostname().clone(),
             sysctls: sysctls.into_iter().filter(|(name, _)| name.starts_with("net.")).collect(),
             resolv_conf: String::new(),
+            network: network_of(oci),
             cgroup_parent: None,
             annotations: oci.annotations().clone().unwrap_or_default(),
             resources: linux.and_then(|linux| linux.resources().clone()),
@@ -76,6 +82,7 @@ impl PodRequest {
             hostname: host_name_of(&config)?,
             sysctls: linux.map(|linux| linux.sysctls.clone().into_iter().collect()).unwrap_or_default(),
             resolv_conf: config.dns_config.as_ref().map(resolv_conf).transpose()?.unwrap_or_default(),
+            network: Some(request.netns_path.as_str()).filter(|path| !path.is_empty()).map(PathBuf::from),
             cgroup_parent: linux.map(|linux| linux.cgroup_parent.clone()).filter(|parent| !parent.is_empty()),
             annotations,
             resources: None,
@@ -97,9 +104,17 @@ impl PodRequest {
             memory_mib: size.memory_mib.value,
             sysctls: self.sysctls,
             resolv_conf: self.resolv_conf,
+            network: self.network,
             extra_cmdline: size.command_line(),
         }
     }
+}
+
+/// One that is made for the container has nothing in it, and nobody will put anything there.
+fn network_of(oci: &Spec) -> Option<PathBuf> {
+    let namespaces = oci.linux().as_ref()?.namespaces().as_ref()?;
+    let network = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
+    network.path().clone().filter(|path| !path.as_os_str().is_empty())
 }
 
 fn sandbox_config(request: &CreateSandboxRequest) -> Result<PodSandboxConfig, Refusal> {

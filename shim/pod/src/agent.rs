@@ -129,7 +129,7 @@ impl Agent {
         }
     }
 
-    pub(crate) async fn configure_pod(&self, pod: &PodSpec) -> Result<(), PodError> {
+    pub(crate) async fn configure_pod(&self, pod: &PodSpec, network: m::Network) -> Result<(), PodError> {
         let request = m::ConfigurePodRequest {
             hostname: pod.hostname.clone(),
             shares: vec![m::Share {
@@ -141,6 +141,7 @@ impl Agent {
             host_time_nanos: nanos_since_epoch(SystemTime::now()),
             entropy: entropy()?,
             resolv_conf: pod.resolv_conf.clone(),
+            network: protobuf::MessageField::some(network),
             ..Default::default()
         };
         let rpc = |client: AgentClient, context| async move { client.configure_pod(context, &request).await };

@@ -40,6 +40,7 @@ pub fn clean_up(state_dir: &Path) -> Result<(), PodError> {
                 problems.extend(end_recorded(what, *pid, *start_ticks, deadline).err())
             }
             Entry::Token(token) => problems.extend(end_all_with(token, deadline).err()),
+            Entry::Network(joined) => problems.extend(joined.undo().err()),
         }
     }
     problems.extend(unmount_below(state_dir));

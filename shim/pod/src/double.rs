@@ -150,7 +150,7 @@ fn stream(fd: OwnedFd) -> UnixStream {
 
 /// The machine's life.
 async fn live(double: Double, ends: MachineEnds) {
-    let MachineEnds { control, call, hybrid, console, share: _share, stderr: _stderr } = ends;
+    let MachineEnds { control, call, hybrid, console, share: _share, networks: _networks, stderr: _stderr } = ends;
     let mut control = stream(control);
     assert!(matches!(hear(&mut control).await, Some(ToMachine::Boot(_))), "the first message is Boot");
     std::fs::File::from(console).write_all(double.script.console.as_bytes()).expect("room in the pipe");

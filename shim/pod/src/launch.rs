@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  Prepared            folder, record, sockets
-//!     | boot           share thread begins; the VMM is spawned at once; both come up side by side
+//!     | boot           share thread begins; the network is joined and the VMM spawned at once; both come up side by side
 //!  Booting             the guest boots while the file server starts: nobody waits for anybody but the agent's call
 //!     | greet          hello, raced with the machine's end, the file server's failure and a deadline
 //!  Greeted
-//!     | configure      host name, shared folder, clock, entropy
+//!     | configure      host name, network, shared folder, clock, entropy
 //!  Launched
 //! ```
 //! The boot order is for speed: nine tenths of it is the guest kernel, so the VMM's first message lies in its socket before it is spawned, and the
@@ -17,6 +17,7 @@ mod prepare;
 
 use std::sync::Arc;
 
+use agent_protocol::messages::Network;
 use vmm_control::Mark;
 
 use self::prepare::Prepared;
@@ -49,6 +50,8 @@ struct Common {
     pod: PodSpec,
     acquired: Acquired,
     state: Arc<StateDir>,
+    /// What the guest is told of its network.
+    network: Network,
     marks: Vec<Mark>,
 }
 
@@ -86,7 +89,7 @@ struct Greeted {
 impl Greeted {
     async fn configure(self) -> Result<Launched, PodError> {
         let Self { mut common, agent } = self;
-        if let Err(error) = agent.configure_pod(&common.pod).await {
+        if let Err(error) = agent.configure_pod(&common.pod, std::mem::take(&mut common.network)).await {
             return Err(common.unwind(error).await);
         }
         common.mark("pod configured");

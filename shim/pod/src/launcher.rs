@@ -14,7 +14,7 @@ use std::{
 use agent_protocol::{CALL_PORT, GUEST_CID, SHARE_TAG};
 use command_fds::{CommandFdExt, FdMapping};
 use vmm_control::{
-    CONTROL_FD, ConsoleSpec, DiskSpec, FdNumber, Flavour, GuestCall, KernelSpec, KvmKind, MachineSpec, Probe,
+    CONTROL_FD, ConsoleSpec, DiskSpec, FdNumber, Flavour, GuestCall, KernelSpec, KvmKind, MachineSpec, NetSpec, Probe,
     ShareSpec, ToMachine, VsockSpec, frame,
 };
 
@@ -22,6 +22,7 @@ use crate::{
     ErrorKind, Installation, PodError, PodSpec,
     boot_files::BootFiles,
     moment::mark,
+    network::Device,
     process::Spawned,
     record::{Carried, TOKEN_VARIABLE},
     share::{ServerReady, ServerStart, Share},
@@ -47,6 +48,8 @@ pub(crate) struct MachineEnds {
     pub console: OwnedFd,
     /// Connected to the file server.
     pub share: OwnedFd,
+    /// Network devices.
+    pub networks: Vec<Device>,
     /// The VMM's standard error.
     pub stderr: OwnedFd,
 }
@@ -154,6 +157,7 @@ fn lay_out(pod: &PodSpec, vcpus: u8, files: BootFiles, ends: MachineEnds) -> (Ma
     };
     let kernels: Vec<(Flavour, OwnedFd)> =
         files.kernels.into_iter().map(|(flavour, file)| (flavour, file.into())).collect();
+    let networks = ends.networks.into_iter().map(|device| network(device, vcpus, &mut number)).collect();
     let spec = MachineSpec {
         kvm: number(files.kvm.into()),
         vcpus,
@@ -167,10 +171,16 @@ fn lay_out(pod: &PodSpec, vcpus: u8, files: BootFiles, ends: MachineEnds) -> (Ma
             calls: vec![GuestCall { port: CALL_PORT, stream: number(ends.call) }],
         },
         shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), socket: number(ends.share) }],
-        networks: Vec::new(),
+        networks,
         console: ConsoleSpec { output: number(ends.console) },
     };
     (spec, mappings, ends.stderr)
+}
+
+/// Queues that no vCPU will serve are closed: frames would wait in them for ever.
+fn network(device: Device, vcpus: u8, number: &mut impl FnMut(OwnedFd) -> FdNumber) -> NetSpec {
+    let queues = device.taps.into_iter().take(usize::from(vcpus).max(1));
+    NetSpec { taps: queues.map(number).collect(), mac: device.mac, mtu: device.mtu, any_source_mac: false, rate: None }
 }
 
 #[cfg(test)]

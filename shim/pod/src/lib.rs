@@ -48,6 +48,7 @@ mod membership;
 mod moment;
 mod mount_options;
 mod namespaces;
+mod network;
 mod pod;
 mod process;
 mod progress;

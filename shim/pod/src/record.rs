@@ -14,6 +14,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::Joined;
+
 /// Name of the file in the state folder.
 pub(crate) const RECORD_FILE: &str = "record";
 /// Environment variable by which children of a pod are found.
@@ -36,6 +38,8 @@ pub(crate) enum Entry {
         /// Its start in clock ticks since the host's boot (proc(5), field 22), which makes the pid unique.
         start_ticks: u64,
     },
+    /// What sends frames of the pod's interfaces to its machine.
+    Network(Joined),
 }
 
 /// An open record; clones write into the same file.

@@ -20,6 +20,8 @@ pub struct PodSpec {
     pub sysctls: BTreeMap<String, String>,
     /// `/etc/resolv.conf` of the guest, empty for none.
     pub resolv_conf: String,
+    /// The network namespace whose interfaces the guest gets, made and filled before the pod; none for loopback only.
+    pub network: Option<PathBuf>,
     /// More words on the guest's command line, from the operator's configuration only.
     pub extra_cmdline: String,
 }

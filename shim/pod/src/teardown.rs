@@ -6,6 +6,7 @@ use crate::{
     agent::{Agent, POWER_OFF_DEADLINE},
     console::Tail,
     machine::Machine,
+    network::Joined,
     process::Spawned,
     share::Share,
     state_dir,
@@ -23,6 +24,8 @@ const KILL_DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) struct Acquired {
     /// The state folder.
     pub state_dir: Option<PathBuf>,
+    /// What sends the pod's frames to the machine.
+    pub network: Option<Joined>,
     /// The share tree's thread.
     pub share: Option<Share>,
     /// The file server.
@@ -51,6 +54,10 @@ impl Acquired {
         }
         if let Some(server) = &self.server {
             problems.extend(stop_server(server).await.err());
+        }
+        if let Some(network) = self.network {
+            let undone = tokio::task::spawn_blocking(move || network.undo()).await;
+            problems.extend(undone.unwrap_or_else(|e| Err(format!("the pod's network: {e}"))).err());
         }
         if let Some(share) = &self.share {
             problems.extend(share.end().await);

@@ -70,6 +70,7 @@ impl Stage {
             hostname: "real".into(),
             sysctls: Default::default(),
             resolv_conf: String::new(),
+            network: None,
             extra_cmdline: String::new(),
         }
     }

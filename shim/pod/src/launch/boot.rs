@@ -9,11 +9,14 @@ use super::{
     prepare::{Prepared, Sockets},
 };
 use crate::{
-    ErrorKind, PodError,
+    ErrorKind, PodError, PodSpec,
     agent::Agent,
     launcher::Launcher,
     machine::Machine,
+    moment::mark,
+    network::{self, Attached},
     process::Spawned,
+    record::Carried,
     share::{ServerReady, ServerStart},
 };
 
@@ -24,17 +27,26 @@ impl Prepared {
     /// Starts both.
     pub(super) async fn boot(self, launcher: Arc<dyn Launcher>) -> Result<Booting, PodError> {
         let Self { mut common, carried, sockets } = self;
-        let Sockets { mut control, call, theirs, server_listener, server_stderr } = sockets;
+        let Sockets { mut control, call, mut theirs, server_listener, server_stderr } = sockets;
         let server = ServerStart { listener: server_listener, stderr: server_stderr, carried: carried.clone() };
         let pod = common.pod.clone();
         let starter = Arc::clone(&launcher);
         // The machine first: it takes longest.
         let starting = tokio::task::spawn_blocking(move || {
-            let process = starter.start(&pod, &mut control, theirs, &carried)?;
-            Ok((process, control))
+            let network = network(&pod, &carried)?;
+            theirs.networks = network.devices;
+            let joined = (network.network, network.joined, mark("network joined"));
+            let process = starter.start(&pod, &mut control, theirs, &carried);
+            Ok((joined, process.map(|process| (process, control))))
         });
         let shared = launcher.share(common.state.path(), server);
         let started = starting.await.unwrap_or_else(|e| Err(PodError::host("the launch was interrupted", e)));
+        let started = started.and_then(|((network, joined, mark), started)| {
+            common.network = network;
+            common.acquired.network = joined;
+            common.marks.push(mark);
+            started
+        });
         let ready = match shared {
             Ok((share, ready)) => {
                 common.acquired.share = Some(share);
@@ -115,6 +127,14 @@ impl Booting {
             common.acquired.server = server.map(Arc::new);
         }
         common.unwind(error).await
+    }
+}
+
+/// Joins the pod's network, if it has one.
+fn network(pod: &PodSpec, carried: &Carried) -> Result<Attached, PodError> {
+    match &pod.network {
+        Some(path) => network::attach(path, pod.vcpus, &carried.record),
+        None => Ok(Attached::default()),
     }
 }
 

@@ -12,6 +12,8 @@ use std::{
     sync::Arc,
 };
 
+use agent_protocol::messages::Network;
+
 use super::Common;
 use crate::{
     PodError, PodSpec,
@@ -53,7 +55,7 @@ impl Prepared {
             PodError::host(format!("cannot prepare {}", pod.state_dir.display()), error)
                 .with_tail("left behind", &left.join("\n"))
         })?;
-        let mut common = Common { pod, acquired, state, marks: vec![asked] };
+        let mut common = Common { pod, acquired, state, network: Network::default(), marks: vec![asked] };
         common.mark("state folder ready");
         Ok(Self { common, carried, sockets })
     }
@@ -77,6 +79,7 @@ impl Prepared {
             hybrid: hybrid_listener(state)?.into(),
             console: console_end,
             share: share.into(),
+            networks: Vec::new(),
             stderr,
         };
         Ok((

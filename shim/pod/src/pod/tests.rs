@@ -39,6 +39,7 @@ impl Stage {
             hostname: if self.double.script.configure_fails { "refused" } else { "web" }.into(),
             sysctls: Default::default(),
             resolv_conf: String::new(),
+            network: None,
             extra_cmdline: String::new(),
         }
     }
