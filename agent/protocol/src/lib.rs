@@ -14,6 +14,7 @@
 //! This crate enforces one rule: both ends are built from the same words.
 
 mod hello;
+pub mod network;
 
 pub use hello::{HELLO_LEN_MAX, Hello, HelloError};
 
