@@ -1,4 +1,4 @@
-//! Everything of the pod that is not a container: hostname, shares, sysctls, clock, entropy, resolv.conf.
+//! Everything of the pod that is not a container: hostname, shares, network, sysctls, clock, entropy, resolv.conf.
 //!
 //! [`Configuration::parse`] checks the whole request before anything is done; [`Configuration::apply`] then acts, blocking.
 
@@ -14,7 +14,11 @@ use rustix::{
     time::{ClockId, Timespec, clock_settime},
 };
 
-use crate::{home::Home, sys};
+use crate::{
+    home::Home,
+    network::{Network, NetworkError},
+    sys,
+};
 
 /// Longest hostname that the kernel takes (__NEW_UTS_LEN).
 const HOSTNAME_MAX: usize = 64;
@@ -49,6 +53,20 @@ pub enum ConfigureError {
         #[source]
         source: io::Error,
     },
+    /// The pod's network is wrong, or the kernel refused it.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+}
+
+impl ConfigureError {
+    /// The request is wrong; nothing was done.
+    pub fn is_invalid(&self) -> bool {
+        match self {
+            Self::Invalid { .. } => true,
+            Self::Refused { .. } => false,
+            Self::Network(error) => error.is_invalid(),
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -68,6 +86,7 @@ pub struct Configuration {
     host_time: Option<Duration>,
     entropy: Vec<u8>,
     resolv_conf: String,
+    network: Network,
 }
 
 impl Configuration {
@@ -88,6 +107,7 @@ impl Configuration {
             host_time: (request.host_time_nanos != 0).then(|| Duration::from_nanos(request.host_time_nanos)),
             entropy: request.entropy,
             resolv_conf: request.resolv_conf,
+            network: Network::parse(&request.network)?,
         })
     }
 
@@ -102,6 +122,8 @@ impl Configuration {
             share.mount()?;
         }
         if home.owns_machine {
+            // Sysctls name interfaces.
+            self.network.apply()?;
             for (path, value) in &self.sysctls {
                 set_sysctl(path, value)?;
             }

@@ -16,8 +16,8 @@
 //! - Bytes of stdio never pass through the call, and a slow reader holds up its own process only ([`stdio`]).
 //! - Few threads, small stacks: the agent's memory is paid for in every pod.
 //!
-//! Everything but [`boot`] and the vsock half of [`call`] runs on any machine: tests serve the real service over a socketpair, with
-//! ordinary processes ([`plain`]) in place of containers.
+//! Everything but [`boot`], the vsock half of [`call`] and what [`network`] asks of the kernel runs on any machine: tests serve the real
+//! service over a socketpair, with ordinary processes ([`plain`]) in place of containers.
 
 pub mod birth;
 pub mod boot;
@@ -31,6 +31,7 @@ pub mod idle;
 pub mod journal;
 pub mod launch;
 pub mod ledger;
+pub mod network;
 pub mod oom;
 pub mod plain;
 pub mod process;

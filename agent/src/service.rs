@@ -10,16 +10,17 @@ use async_trait::async_trait;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use protobuf::MessageField;
 use serde_json::from_slice;
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{sync::Mutex, task::spawn_blocking, time::timeout};
 use ttrpc::r#async::TtrpcContext;
 
 use crate::{
     call::Farewell,
-    configure::{Configuration, ConfigureError},
+    configure::Configuration,
     containers::{Containers, PidsOf, ProcessName},
     describe::describe,
     home::Home,
     launch::{Launcher, StdioRequest},
+    network::Network,
     process::Exit,
     reaper::Reaper,
     refusal::{Refusal, Source},
@@ -39,6 +40,8 @@ pub struct Service {
     streams: Streams,
     home: Arc<Home>,
     farewell: Farewell,
+    /// Held while the network is changed: one change does not see half of another.
+    network: Arc<Mutex<()>>,
 }
 
 type Answer<T> = ttrpc::Result<T>;
@@ -52,7 +55,8 @@ impl Service {
         let streams = Streams::default();
         let launcher = Launcher { runtime, streams: streams.clone(), reaper };
         let containers = Containers::start(launcher, home.owns_machine);
-        Ok(Self { containers, streams, home: Arc::new(home), farewell: Farewell::default() })
+        let (home, farewell, network) = (Arc::new(home), Farewell::default(), Arc::default());
+        Ok(Self { containers, streams, home, farewell, network })
     }
 
     /// Where stdio connections are to be introduced.
@@ -73,6 +77,17 @@ impl Service {
         let sized = spawn_blocking(move || shared_memory::set_size(bytes)).await;
         let failed = |error: Source| Refusal::failed(format!("give the pod {bytes} bytes of shared memory"), error);
         sized.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))
+    }
+
+    /// The change goes on when who asked for it does not wait any more.
+    async fn change_network(&self, wanted: Network) -> Result<(), Refusal> {
+        let turn = self.network.clone().lock_owned().await;
+        let failed = |error: Source| Refusal::failed("change the pod's network", error);
+        let changed = spawn_blocking(move || {
+            let _turn = turn;
+            wanted.apply()
+        });
+        changed.await.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))
     }
 
     /// Kills everything and writes back what the file systems hold, within a deadline each.
@@ -102,12 +117,20 @@ impl Agent for Service {
         let configured = spawn_blocking(move || Configuration::parse(request, &home)?.apply(&home)).await;
         match configured {
             Ok(Ok(())) => Ok(m::ConfigurePodResponse::new()),
-            Ok(Err(error @ ConfigureError::Invalid { .. })) => {
-                Err(Refusal::invalid("the pod's configuration", error).into())
-            }
+            Ok(Err(error)) if error.is_invalid() => Err(Refusal::invalid("the pod's configuration", error).into()),
             Ok(Err(error)) => Err(Refusal::failed("configure the pod", error).into()),
             Err(error) => Err(Refusal::failed("configure the pod", error).into()),
         }
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, request: m::UpdateNetworkRequest) -> Answer<m::Empty> {
+        let wanted = Network::parse(&request.network).map_err(|error| Refusal::invalid("the pod's network", error))?;
+        if !self.home.owns_machine {
+            let source = "this agent is a guest of a process whose network is not a pod's".into();
+            return Err(Refusal::Unsupported { what: "a change of the network".to_owned(), source }.into());
+        }
+        self.change_network(wanted).await?;
+        Ok(m::Empty::new())
     }
 
     async fn create_container(

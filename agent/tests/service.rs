@@ -215,3 +215,22 @@ async fn the_service_ends_when_the_host_hangs_up() {
     drop(host);
     timeout(PATIENCE, served).await.unwrap().unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_network_that_cannot_be_is_refused_by_its_field() {
+    let host = Host::new();
+    let interface = m::NetworkInterface { name: "eth0".into(), mac: vec![2; 5], ..Default::default() };
+    let network = MessageField::some(m::Network { interfaces: vec![interface], ..Default::default() });
+    let update = m::UpdateNetworkRequest { network: network.clone(), ..Default::default() };
+    let refused = host.client.update_network(soon(), &update).await;
+    assert!(format!("{refused:?}").contains("MAC of an interface"), "{refused:?}");
+    assert_eq!(code(refused), Code::INVALID_ARGUMENT);
+    let configure = m::ConfigurePodRequest { network, ..Default::default() };
+    assert_eq!(code(host.client.configure_pod(soon(), &configure).await), Code::INVALID_ARGUMENT);
+}
+
+#[tokio::test]
+async fn who_does_not_own_the_machine_does_not_change_its_network() {
+    let host = Host::new();
+    assert_eq!(code(host.client.update_network(soon(), &m::UpdateNetworkRequest::new()).await), Code::UNIMPLEMENTED);
+}

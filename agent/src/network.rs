@@ -1,0 +1,222 @@
+//! The pod's network in the guest: interfaces, addresses, routes, neighbours and rules, as the host read them from the pod's namespace.
+//!
+//! ```text
+//!  host --Network--> Network::parse -- plan (what is there, what is wanted -> steps) --> the kernel, one message a step
+//! ```
+//!
+//! Devices are there before PID 1 is, and are known by their MACs alone. What the network names becomes as it says, whatever it was
+//! before; the rest is left alone: other interfaces, routes that the kernel or a router makes, rules and neighbours of a
+//! container's. So the same network can be applied again, and a changed one while the pod runs.
+//!
+//! A network that cannot be (a wrong field, a MAC that no device has) is refused before anything is changed. When the kernel refuses a step, the
+//! steps before it are done and stay so; the error names it.
+//!
+//! The loopback interface is not the network's: [`boot`](crate::boot) raises it, so that a pod without a network has it too.
+
+use agent_protocol::{
+    messages as m,
+    network::{NEIGHBOURS_MAX, ROUTES_MAX, RULES_MAX},
+};
+use netlink::{
+    NetlinkError, Socket,
+    core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
+    packet::RouteNetlinkMessage as Message,
+};
+
+mod address;
+mod field;
+mod interface;
+mod neighbour;
+mod plan;
+mod route;
+mod rule;
+
+use address::Address;
+use interface::{Devices, Interface};
+use neighbour::Neighbour;
+use plan::Step;
+use route::Route;
+use rule::Rule;
+
+/// Why the network is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A field is wrong.
+    #[error("{field} {value:?} is not usable: {rule}")]
+    Invalid {
+        /// Which.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// What would be right.
+        rule: &'static str,
+    },
+    /// A list is too long.
+    #[error("{count} {what} are too many: at most {max} are taken")]
+    TooMany {
+        /// Which.
+        what: &'static str,
+        /// How long it is.
+        count: usize,
+        /// How long it may be.
+        max: usize,
+    },
+    /// The machine lacks a device.
+    #[error("the machine has no network device with the MAC {mac} of {name}: was it given to the machine?")]
+    NoDevice {
+        /// The interface that it would be.
+        name: String,
+        /// Its hardware address.
+        mac: String,
+    },
+    /// What is there cannot be read.
+    #[error("cannot list the guest's {what}: is rtnetlink in the guest kernel?")]
+    List {
+        /// Of what.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: NetlinkError,
+    },
+    /// The kernel refused a step.
+    #[error("cannot {step}: does it fit the rest of the pod's network, and the guest kernel?")]
+    Refused {
+        /// Which.
+        step: String,
+        /// Its words.
+        #[source]
+        source: NetlinkError,
+    },
+}
+
+impl NetworkError {
+    /// The request is wrong; nothing was done.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self, Self::Invalid { .. } | Self::TooMany { .. })
+    }
+}
+
+/// A checked network.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    interfaces: Vec<Interface>,
+    routes: Vec<Route>,
+    neighbours: Vec<Neighbour>,
+    rules: Vec<Rule>,
+}
+
+impl Network {
+    /// Checks everything; changes nothing.
+    ///
+    /// # Errors
+    /// The first field that cannot be right.
+    pub fn parse(wanted: &m::Network) -> Result<Self, NetworkError> {
+        field::at_most("routes of the network", &wanted.routes, ROUTES_MAX)?;
+        field::at_most("neighbours of the network", &wanted.neighbours, NEIGHBOURS_MAX)?;
+        field::at_most("rules of the network", &wanted.rules, RULES_MAX)?;
+        let network = Self {
+            interfaces: Interface::parse_all(&wanted.interfaces)?,
+            routes: wanted.routes.iter().map(Route::parse).collect::<Result<_, _>>()?,
+            neighbours: wanted.neighbours.iter().map(Neighbour::parse).collect::<Result<_, _>>()?,
+            rules: wanted.rules.iter().map(Rule::parse).collect::<Result<_, _>>()?,
+        };
+        for hop in network.routes.iter().flat_map(|route| &route.hops) {
+            network.knows("interface of a route", &hop.interface)?;
+        }
+        for neighbour in &network.neighbours {
+            network.knows("interface of a neighbour", &neighbour.interface)?;
+        }
+        Ok(network)
+    }
+
+    fn knows(&self, field: &'static str, name: &str) -> Result<(), NetworkError> {
+        if name == field::LOOPBACK || self.interfaces.iter().any(|interface| interface.name == name) {
+            return Ok(());
+        }
+        Err(field::invalid(field, name, "one of the network's interfaces, or lo"))
+    }
+
+    /// Makes it so, in the network namespace of the calling thread; blocking.
+    ///
+    /// # Errors
+    /// A device is missing, with nothing done; or the kernel refuses a step, with those before it done.
+    pub fn apply(&self) -> Result<(), NetworkError> {
+        if *self == Self::default() {
+            return Ok(());
+        }
+        let mut kernel = Socket::open().map_err(cannot_list("interfaces"))?;
+        let links = kernel.links().map_err(cannot_list("interfaces"))?;
+        let devices = Devices::find(&self.interfaces, &links)?;
+        let addresses = addresses(&mut kernel).map_err(cannot_list("addresses"))?;
+        for step in plan::interfaces(&self.interfaces, &links, &addresses) {
+            carry_out(&step, &mut kernel, &devices)?;
+        }
+        let routes = routes(&mut kernel, &devices).map_err(cannot_list("routes"))?;
+        for step in plan::routes(self, &routes) {
+            carry_out(&step, &mut kernel, &devices)?;
+        }
+        Ok(())
+    }
+}
+
+fn addresses(kernel: &mut Socket) -> netlink::Result<Vec<(u32, Address)>> {
+    let all = kernel.dump(address::all())?;
+    let address = |message: &Message| match message {
+        Message::NewAddress(message) => Address::of(message),
+        _ => None,
+    };
+    Ok(all.iter().filter_map(address).collect())
+}
+
+fn routes(kernel: &mut Socket, devices: &Devices) -> netlink::Result<Vec<Route>> {
+    let all = kernel.dump(route::all())?;
+    let route = |message: &Message| match message {
+        Message::NewRoute(message) => Route::of(message, devices),
+        _ => None,
+    };
+    Ok(all.iter().filter_map(route).collect())
+}
+
+fn carry_out(step: &Step, kernel: &mut Socket, devices: &Devices) -> Result<(), NetworkError> {
+    let (message, flags) = message(step, devices);
+    match kernel.change(message, flags) {
+        Ok(()) => Ok(()),
+        // It is as it should be: another made it meanwhile, or the kernel dropped it together with something else.
+        Err(error) if adds(step) && error.is_there_already() => Ok(()),
+        Err(error) if removes(step) && error.is_nothing_there() => Ok(()),
+        Err(source) => Err(NetworkError::Refused { step: step.to_string(), source }),
+    }
+}
+
+fn message(step: &Step, devices: &Devices) -> (Message, u16) {
+    match step {
+        Step::MoveAside { index, .. } => (Message::SetLink(interface::rename(*index, &interface::aside(*index))), 0),
+        Step::SetInterface(change) => (Message::SetLink(change.message()), 0),
+        Step::RemoveAddress(name, address) => (Message::DelAddress(address.message(devices.index(name))), 0),
+        Step::AddAddress(name, address) => {
+            (Message::NewAddress(address.message(devices.index(name))), NLM_F_CREATE | NLM_F_REPLACE)
+        }
+        Step::RemoveRoute(route) => (Message::DelRoute(route.message(devices)), 0),
+        Step::AddRoute(route) => (Message::NewRoute(route.message(devices)), NLM_F_CREATE | NLM_F_APPEND),
+        Step::ReplaceRoute(route) => (Message::NewRoute(route.message(devices)), NLM_F_CREATE | NLM_F_REPLACE),
+        Step::SetNeighbour(neighbour) => {
+            (Message::NewNeighbour(neighbour.message(devices)), NLM_F_CREATE | NLM_F_REPLACE)
+        }
+        Step::AddRule(rule) => (Message::NewRule(rule.message()), NLM_F_CREATE | NLM_F_EXCL),
+    }
+}
+
+fn adds(step: &Step) -> bool {
+    matches!(step, Step::AddAddress(..) | Step::AddRoute(_) | Step::AddRule(_))
+}
+
+fn removes(step: &Step) -> bool {
+    matches!(step, Step::RemoveAddress(..) | Step::RemoveRoute(_))
+}
+
+fn cannot_list(what: &'static str) -> impl Fn(NetlinkError) -> NetworkError {
+    move |source| NetworkError::List { what, source }
+}
+
+#[cfg(test)]
+mod tests;
