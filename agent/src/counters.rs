@@ -6,6 +6,7 @@ use agent_protocol::messages::{DeviceIo, HugePages, Interface, StatsResponse};
 
 /// Most interfaces that are told; a pod has two or three.
 const INTERFACES_MAX: usize = 64;
+const LOOPBACK: &str = "lo";
 
 /// Everything that is counted.
 pub fn answer(stats: container::Stats) -> StatsResponse {
@@ -54,9 +55,10 @@ fn huge_pages(pages: container::cgroup::HugePages) -> HugePages {
     }
 }
 
-/// Lines of /proc/net/dev (proc(5)): a name, eight figures of what came in, eight of what went out.
+/// Lines of /proc/net/dev (proc(5)): a name, eight figures of what came in, eight of what went out. What a pod says to itself is
+/// no traffic of its network.
 fn interfaces(text: &str) -> Vec<Interface> {
-    text.lines().filter_map(interface).take(INTERFACES_MAX).collect()
+    text.lines().filter_map(interface).filter(|interface| interface.name != LOOPBACK).take(INTERFACES_MAX).collect()
 }
 
 fn interface(line: &str) -> Option<Interface> {
@@ -86,16 +88,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interfaces_are_read_and_the_headings_are_not() {
+    fn interfaces_are_read_and_the_headings_and_loopback_are_not() {
         let text = "Inter-|   Receive                                                |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:     100       2    0    1    0     0          0         0      300       4    5    6    0     0       0          0
+    lo:     700       7    0    0    0     0          0         0      700       7    0    0    0     0       0          0
+  eth0:     100       2    0    1    0     0          0         0      300       4    5    6    0     0       0          0
 ";
         let all = interfaces(text);
         assert_eq!(all.len(), 1);
-        let lo = &all[0];
-        assert_eq!((lo.name.as_str(), lo.rx_bytes, lo.rx_packets, lo.rx_dropped), ("lo", 100, 2, 1));
-        assert_eq!((lo.tx_bytes, lo.tx_packets, lo.tx_errors, lo.tx_dropped), (300, 4, 5, 6));
+        let eth0 = &all[0];
+        assert_eq!((eth0.name.as_str(), eth0.rx_bytes, eth0.rx_packets, eth0.rx_dropped), ("eth0", 100, 2, 1));
+        assert_eq!((eth0.tx_bytes, eth0.tx_packets, eth0.tx_errors, eth0.tx_dropped), (300, 4, 5, 6));
     }
 
     #[test]
