@@ -25,6 +25,7 @@ use netlink::{
 
 mod address;
 mod field;
+mod hop;
 mod interface;
 mod neighbour;
 mod plan;
@@ -152,7 +153,9 @@ impl Network {
             carry_out(&step, &mut kernel, &devices)?;
         }
         let routes = routes(&mut kernel, &devices).map_err(cannot_list("routes"))?;
-        for step in plan::routes(self, &routes) {
+        let rules =
+            if self.rules.is_empty() { Vec::new() } else { rules(&mut kernel).map_err(cannot_list("rules"))? };
+        for step in plan::routes(self, &routes, &rules) {
             carry_out(&step, &mut kernel, &devices)?;
         }
         Ok(())
@@ -175,6 +178,15 @@ fn routes(kernel: &mut Socket, devices: &Devices) -> netlink::Result<Vec<Route>>
         _ => None,
     };
     Ok(all.iter().filter_map(route).collect())
+}
+
+fn rules(kernel: &mut Socket) -> netlink::Result<Vec<Rule>> {
+    let all = kernel.dump(rule::all())?;
+    let rule = |message: &Message| match message {
+        Message::NewRule(message) => Rule::of(message),
+        _ => None,
+    };
+    Ok(all.iter().filter_map(rule).collect())
 }
 
 fn carry_out(step: &Step, kernel: &mut Socket, devices: &Devices) -> Result<(), NetworkError> {

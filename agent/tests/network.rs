@@ -129,7 +129,7 @@ fn two_interfaces() -> m::Network {
             own_table(route("10.2.0.0/24", "", "net1")),
             m::Route { flags: 4, ..route("10.5.0.0/16", "192.0.2.1", "net1") },
             m::Route { family: 2, destination: bytes("10.6.0.0"), prefix_length: 16, kind: 6, ..Default::default() },
-            m::Route { kind: 7, interface: String::new(), ..route("fd06::/16", "", "") },
+            m::Route { kind: 7, ..route("fd06::/16", "", "lo") },
             route("10.7.0.0/16", "fd02::1", "net1"),
             m::Route {
                 interface: String::new(),
@@ -138,7 +138,11 @@ fn two_interfaces() -> m::Network {
             },
         ],
         neighbours: vec![neighbour("10.1.0.1"), neighbour("fd01::1")],
-        rules: vec![rule, m::Rule { family: 10, priority: 501, table: 101, mark: 5, mask: 0xff, ..Default::default() }],
+        rules: vec![
+            rule,
+            m::Rule { family: 2, priority: 32766, table: 254, ..Default::default() },
+            m::Rule { family: 10, priority: 501, table: 101, mark: 5, mask: 0xff, ..Default::default() },
+        ],
         ..Default::default()
     }
 }
@@ -199,6 +203,7 @@ fn needs_root_what_is_wanted_is_what_the_kernel_has() {
         assert!(v6.contains("nexthop via fd01::2 dev eth0 weight 1"), "{v6}");
         assert!(v6.contains("nexthop via fd02::2 dev net1 weight 5"), "{v6}");
         assert!(ip("rule show").contains("500:\tfrom 10.2.0.5 lookup 100"));
+        assert_eq!(ip("rule show").matches("lookup main").count(), 1, "the kernel's own rule is not doubled");
         assert!(ip("-6 rule show").contains("501:\tfrom all fwmark 0x5/0xff lookup 101"));
         let neighbours = ip("neighbour show nud permanent");
         for address in ["10.1.0.1", "fd01::1"] {

@@ -44,7 +44,12 @@ impl Family {
         }
     }
 
-    /// As messages of the kernel have it.
+    /// As messages of the kernel have it; none for what is not IP.
+    pub fn of_packet(family: AddressFamily) -> Option<Self> {
+        [Self::V4, Self::V6].into_iter().find(|own| own.packet() == family)
+    }
+
+    /// The other way round.
     pub fn packet(self) -> AddressFamily {
         match self {
             Self::V4 => AddressFamily::Inet,
@@ -52,7 +57,8 @@ impl Family {
         }
     }
 
-    fn any(self) -> IpAddr {
+    /// The address of nobody in particular.
+    pub fn any(self) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
             Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -78,12 +84,20 @@ impl Family {
 
     /// A range of addresses of this family; without an address, all of them.
     pub fn prefix(self, field: &'static str, bytes: &[u8], length: u32) -> Result<Prefix, NetworkError> {
+        let range = self.range(field, bytes, length)?;
+        match self.address(field, bytes)? {
+            Some(address) if address != range.address => {
+                Err(invalid(field, format!("{address}/{length}"), "bits behind the prefix are zero"))
+            }
+            _ => Ok(range),
+        }
+    }
+
+    /// The same of any address in it, as the kernel keeps a rule's.
+    pub fn range(self, field: &'static str, bytes: &[u8], length: u32) -> Result<Prefix, NetworkError> {
         let address = self.address(field, bytes)?.unwrap_or(self.any());
         let length = self.prefix_length(field, length)?;
-        if network(address, length) != address {
-            return Err(invalid(field, format!("{address}/{length}"), "bits behind the prefix are zero"));
-        }
-        Ok(Prefix { address, length })
+        Ok(Prefix { address: network(address, length), length })
     }
 
     /// How many bits a prefix has.
@@ -136,6 +150,16 @@ pub fn address(field: &'static str, bytes: &[u8]) -> Result<Option<IpAddr>, Netw
 /// A hardware address.
 pub fn mac(field: &'static str, bytes: &[u8]) -> Result<Mac, NetworkError> {
     bytes.try_into().map_err(|_| invalid(field, hexadecimal(bytes), "a hardware address has 6 bytes"))
+}
+
+/// The hardware address that one device has.
+pub fn own_mac(field: &'static str, bytes: &[u8]) -> Result<Mac, NetworkError> {
+    match mac(field, bytes)? {
+        mac if mac[0] & 1 != 0 || mac == Mac::default() => {
+            Err(invalid(field, hexadecimal(bytes), "neither that of a group nor all zeros"))
+        }
+        mac => Ok(mac),
+    }
 }
 
 /// A name as the kernel takes it: `%` would have it choose a number.

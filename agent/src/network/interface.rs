@@ -42,7 +42,7 @@ impl Interface {
         field::at_most("addresses of an interface", &wanted.addresses, ADDRESSES_MAX)?;
         Ok(Self {
             name,
-            mac: field::mac("MAC of an interface", &wanted.mac)?,
+            mac: field::own_mac("MAC of an interface", &wanted.mac)?,
             mtu: field::mtu("MTU of an interface", wanted.mtu)?,
             addresses: wanted.addresses.iter().map(Address::parse).collect::<Result<_, _>>()?,
             no_arp: wanted.no_arp,

@@ -1,8 +1,8 @@
 //! From what the guest has and what is wanted to the steps between. Pure.
 //!
 //! In two parts, as the kernel makes and drops routes when addresses come and go: interfaces with their addresses first, then, with a fresh
-//! look at what is there, routes and the rest. A plan for what is there already has no step about interfaces, addresses and
-//! routes; neighbours and rules are told again, which changes nothing.
+//! look at what is there, routes and the rest. A plan for what is there already has no step but
+//! that neighbours are told again, which changes nothing.
 
 use netlink::Link;
 
@@ -82,8 +82,8 @@ fn addresses(interface: &Interface, has: &[&Address]) -> Vec<Step> {
     remove.chain(missing.map(|address| Step::AddAddress(name.clone(), address.clone()))).collect()
 }
 
-/// The second part. `has` are all routes.
-pub fn routes(wanted: &Network, has: &[Route]) -> Vec<Step> {
+/// The second part. `has` and `rules` are all that there are.
+pub fn routes(wanted: &Network, has: &[Route], rules: &[Rule]) -> Vec<Step> {
     let ours = |route: &&Route| {
         !route.hops.is_empty()
             && route.hops.iter().all(|hop| wanted.interfaces.iter().any(|own| own.name == hop.interface))
@@ -104,7 +104,7 @@ pub fn routes(wanted: &Network, has: &[Route]) -> Vec<Step> {
     let mut steps: Vec<Step> = stale.into_iter().cloned().map(Step::RemoveRoute).collect();
     steps.append(&mut made);
     steps.extend(wanted.neighbours.iter().cloned().map(Step::SetNeighbour));
-    steps.extend(wanted.rules.iter().cloned().map(Step::AddRule));
+    steps.extend(wanted.rules.iter().filter(|rule| !rules.contains(rule)).cloned().map(Step::AddRule));
     steps
 }
 

@@ -2,18 +2,16 @@
 
 use std::net::IpAddr;
 
-use agent_protocol::{messages as m, network::NEXT_HOPS_MAX};
+use agent_protocol::messages as m;
 use netlink::packet::{
     RouteNetlinkMessage,
-    route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteNextHopFlags,
-        RouteProtocol, RouteScope, RouteType, RouteVia,
-    },
+    route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType},
 };
 
 use super::{
     NetworkError,
     field::{self, Family, Prefix, invalid},
+    hop::{Hop, ip},
     interface::Devices,
 };
 
@@ -28,9 +26,6 @@ const KIND_MAX: u8 = 9;
 const KIND_NOWHERE: u8 = 6;
 /// What the kernel gives an IPv6 route without a metric (IP6_RT_PRIO_USER).
 const METRIC_V6: u32 = 1024;
-/// RTNH_F_ONLINK.
-const ONLINK: u32 = 4;
-const WEIGHT_MAX: u32 = 256;
 
 /// A route.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,27 +52,15 @@ pub struct Route {
     pub mtu: Option<u32>,
 }
 
-/// A way.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hop {
-    /// By this router, or directly.
-    pub gateway: Option<IpAddr>,
-    /// Out of this interface.
-    pub interface: String,
-    /// The router is there although no route says so.
-    pub onlink: bool,
-    /// How often it is taken, 1 to 256; 1 for an only way.
-    pub weight: u32,
-}
-
 impl Route {
     /// Checks what the host says.
     pub fn parse(wanted: &m::Route) -> Result<Self, NetworkError> {
         let family = Family::parse("family of a route", wanted.family)?;
         let v6 = family == Family::V6;
         let kind = kind(wanted.kind)?;
-        let hops = hops(wanted, family)?;
-        if (kind >= KIND_NOWHERE) != hops.is_empty() {
+        // An IPv6 route that leads nowhere is shown at the loopback interface.
+        let hops = if kind < KIND_NOWHERE { Hop::parse_all(wanted, family)? } else { Vec::new() };
+        if kind < KIND_NOWHERE && hops.is_empty() {
             let rule = "a route names an interface, unless it leads nowhere (kinds 6 to 9)";
             return Err(invalid("kind of a route", kind, rule));
         }
@@ -101,13 +84,12 @@ impl Route {
     /// None for one that we could not have made: it is left alone.
     pub fn of(message: &RouteMessage, devices: &Devices) -> Option<Self> {
         let header = &message.header;
-        let family = [Family::V4, Family::V6].into_iter().find(|family| family.packet() == header.address_family)?;
+        let family = Family::of_packet(header.address_family)?;
         if header.tos != 0 || header.flags.contains(RouteFlags::Cloned) {
             return None;
         }
-        let prefix = |bits: u32| Family::prefix(family, "", &[], bits).ok();
         let mut route = Self {
-            destination: Prefix { length: header.destination_prefix_length, ..prefix(0)? },
+            destination: Prefix { address: family.any(), length: header.destination_prefix_length },
             source: None,
             hops: Vec::new(),
             preferred_source: None,
@@ -121,13 +103,10 @@ impl Route {
         for attribute in &message.attributes {
             route.take(attribute, header.source_prefix_length, devices)?;
         }
-        if route.hops.is_empty() {
-            let onlink = header.flags.contains(RouteFlags::Onlink);
-            route.hops.extend(hop(&message.attributes, devices, onlink, 1));
-        }
         if route.kind >= KIND_NOWHERE {
-            // An IPv6 route that leads nowhere is shown at the loopback interface.
             route.hops.clear();
+        } else if route.hops.is_empty() {
+            route.hops.push(Hop::only(message, devices)?);
         }
         Some(route)
     }
@@ -141,11 +120,7 @@ impl Route {
             RouteAttribute::Table(table) => self.table = *table,
             RouteAttribute::Metrics(metrics) => self.mtu = metrics.iter().find_map(mtu),
             RouteAttribute::MultiPath(ways) => {
-                let way = |way: &RouteNextHop| {
-                    let onlink = way.flags.contains(RouteNextHopFlags::Onlink);
-                    hop_at(way.interface_index, &way.attributes, devices, onlink, u32::from(way.hops) + 1)
-                };
-                self.hops = ways.iter().map(way).collect::<Option<_>>()?;
+                self.hops = ways.iter().map(|way| Hop::one_of(way, devices)).collect::<Option<_>>()?;
             }
             RouteAttribute::Encap(_) | RouteAttribute::NhId(_) => return None,
             _ => {}
@@ -174,34 +149,20 @@ impl Route {
             attributes.push(RouteAttribute::Priority(self.metric));
         }
         attributes.extend(self.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+        let family = Family::of(self.destination.address);
         match self.hops.as_slice() {
             [] => {}
             [hop] => {
                 attributes.push(RouteAttribute::Oif(devices.index(&hop.interface)));
-                attributes.extend(self.gateway(hop));
+                attributes.extend(hop.router(family));
                 header.flags.set(RouteFlags::Onlink, hop.onlink);
             }
             hops => {
-                let ways = hops.iter().map(|hop| self.way(hop, devices)).collect();
+                let ways = hops.iter().map(|hop| hop.message(family, devices)).collect();
                 attributes.push(RouteAttribute::MultiPath(ways));
             }
         }
         message
-    }
-
-    fn way(&self, hop: &Hop, devices: &Devices) -> RouteNextHop {
-        let mut way = RouteNextHop::default();
-        way.flags.set(RouteNextHopFlags::Onlink, hop.onlink);
-        way.hops = u8::try_from(hop.weight.saturating_sub(1)).unwrap_or(u8::MAX);
-        way.interface_index = devices.index(&hop.interface);
-        way.attributes.extend(self.gateway(hop));
-        way
-    }
-
-    fn gateway(&self, hop: &Hop) -> Option<RouteAttribute> {
-        let gateway = hop.gateway?;
-        let same = Family::of(gateway) == Family::of(self.destination.address);
-        Some(if same { RouteAttribute::Gateway(gateway.into()) } else { RouteAttribute::Via(gateway.into()) })
     }
 
     /// Another route must lead to its router first.
@@ -254,73 +215,6 @@ fn source(wanted: &m::Route, family: Family) -> Result<Option<Prefix>, NetworkEr
         (0, _) => Ok(None),
         (_, Family::V6) => Ok(Some(source)),
         (_, Family::V4) => Err(invalid("source of a route", source, "IPv6 routes have one; IPv4 has rules for that")),
-    }
-}
-
-/// The one way that the route has in its own fields, or those of the list.
-fn hops(wanted: &m::Route, family: Family) -> Result<Vec<Hop>, NetworkError> {
-    let only = m::NextHop {
-        gateway: wanted.gateway.clone(),
-        interface: wanted.interface.clone(),
-        weight: 1,
-        flags: wanted.flags,
-        ..Default::default()
-    };
-    let has_only = !only.gateway.is_empty() || !only.interface.is_empty();
-    match wanted.next_hops.as_slice() {
-        [] if has_only => Ok(vec![parse_hop(&only, family)?]),
-        [] => Ok(Vec::new()),
-        _ if has_only => Err(invalid("next hops of a route", &wanted.interface, "in place of gateway and interface")),
-        [one] => Ok(vec![Hop { weight: 1, ..parse_hop(one, family)? }]),
-        hops => {
-            field::at_most("next hops of a route", hops, NEXT_HOPS_MAX)?;
-            hops.iter().map(|hop| parse_hop(hop, family)).collect()
-        }
-    }
-}
-
-fn parse_hop(wanted: &m::NextHop, family: Family) -> Result<Hop, NetworkError> {
-    let gateway = match family {
-        Family::V4 => field::address("gateway of a route", &wanted.gateway)?,
-        Family::V6 => family.address("gateway of a route", &wanted.gateway)?,
-    };
-    if wanted.flags & !ONLINK != 0 {
-        return Err(invalid("flags of a route", wanted.flags, "4 (on-link) or none"));
-    }
-    if wanted.weight > WEIGHT_MAX {
-        return Err(invalid("weight of a route's way", wanted.weight, "1 to 256"));
-    }
-    Ok(Hop {
-        gateway,
-        interface: field::name("interface of a route", &wanted.interface)?,
-        onlink: wanted.flags & ONLINK != 0,
-        weight: or(wanted.weight, 1),
-    })
-}
-
-fn hop(attributes: &[RouteAttribute], devices: &Devices, onlink: bool, weight: u32) -> Option<Hop> {
-    let index = attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    });
-    hop_at(index?, attributes, devices, onlink, weight)
-}
-
-fn hop_at(index: u32, of: &[RouteAttribute], devices: &Devices, onlink: bool, weight: u32) -> Option<Hop> {
-    let gateway = of.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(gateway) => ip(gateway),
-        RouteAttribute::Via(RouteVia::Inet(gateway)) => Some((*gateway).into()),
-        RouteAttribute::Via(RouteVia::Inet6(gateway)) => Some((*gateway).into()),
-        _ => None,
-    });
-    Some(Hop { gateway, interface: devices.name(index)?.to_owned(), onlink, weight })
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
     }
 }
 

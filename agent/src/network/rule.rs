@@ -1,7 +1,10 @@
 //! A rule that says which table a packet's route is looked up in.
 
 use agent_protocol::messages as m;
-use netlink::packet::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink::packet::{
+    RouteNetlinkMessage,
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
 
 use super::{
     NetworkError,
@@ -37,19 +40,53 @@ impl Rule {
         Ok(Self {
             family,
             priority: wanted.priority,
-            source: family.prefix("source of a rule", &wanted.source, wanted.source_prefix_length)?,
-            destination: family.prefix(
+            source: family.range("source of a rule", &wanted.source, wanted.source_prefix_length)?,
+            destination: family.range(
                 "destination of a rule",
                 &wanted.destination,
                 wanted.destination_prefix_length,
             )?,
             table: if wanted.table == 0 { TABLE_MAIN } else { wanted.table },
             mark: wanted.mark,
-            mask: wanted.mask,
+            mask: if wanted.mark != 0 && wanted.mask == 0 { u32::MAX } else { wanted.mask },
             incoming: field::optional_name("incoming interface of a rule", &wanted.incoming_interface)?,
             outgoing: field::optional_name("outgoing interface of a rule", &wanted.outgoing_interface)?,
             action: action(wanted.action)?,
         })
+    }
+
+    /// None for one that looks at more than ours do.
+    pub fn of(message: &RuleMessage) -> Option<Self> {
+        let header = &message.header;
+        let family = Family::of_packet(header.family)?;
+        let mut rule = Self {
+            family,
+            priority: 0,
+            source: Prefix { address: family.any(), length: header.src_len },
+            destination: Prefix { address: family.any(), length: header.dst_len },
+            table: header.table.into(),
+            mark: 0,
+            mask: 0,
+            incoming: None,
+            outgoing: None,
+            action: header.action.into(),
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(priority) => rule.priority = *priority,
+                RuleAttribute::Source(from) => rule.source.address = field::network(*from, header.src_len),
+                RuleAttribute::Destination(to) => rule.destination.address = field::network(*to, header.dst_len),
+                RuleAttribute::Table(table) => rule.table = *table,
+                RuleAttribute::FwMark(mark) => rule.mark = *mark,
+                RuleAttribute::FwMask(mask) => rule.mask = *mask,
+                RuleAttribute::Iifname(name) => rule.incoming = Some(name.clone()),
+                RuleAttribute::Oifname(name) => rule.outgoing = Some(name.clone()),
+                // Who made it does not matter, and nothing is held back.
+                RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+                _ => return None,
+            }
+        }
+        Some(rule)
     }
 
     /// For the kernel.
@@ -78,6 +115,11 @@ impl Rule {
         attributes.extend(self.outgoing.clone().map(RuleAttribute::Oifname));
         message
     }
+}
+
+/// The question for all of them, of both families.
+pub fn all() -> RouteNetlinkMessage {
+    RouteNetlinkMessage::GetRule(RuleMessage::default())
 }
 
 fn action(number: u32) -> Result<u8, NetworkError> {
@@ -120,12 +162,42 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_is_told_is_what_it_tells() {
+        let all = m::Rule {
+            source: vec![10, 1, 0, 0],
+            source_prefix_length: 16,
+            destination: vec![10, 2, 0, 1],
+            destination_prefix_length: 32,
+            table: 1000,
+            mark: 7,
+            incoming_interface: "eth0".into(),
+            outgoing_interface: "eth1".into(),
+            ..wanted()
+        };
+        for wanted in [wanted(), all] {
+            let rule = Rule::parse(&wanted).unwrap();
+            let mut message = rule.message();
+            message.attributes.push(RuleAttribute::SuppressPrefixLen(u32::MAX));
+            assert_eq!(Rule::of(&message), Some(rule));
+            message.attributes.push(RuleAttribute::TunId(1));
+            assert_eq!(Rule::of(&message), None);
+        }
+    }
+
+    #[test]
+    fn a_rule_is_for_the_whole_range_of_an_address() {
+        let sloppy = m::Rule { source: vec![10, 1, 2, 3], source_prefix_length: 8, ..wanted() };
+        let message = Rule::parse(&sloppy).unwrap().message();
+        assert!(message.attributes.contains(&RuleAttribute::Source([10, 0, 0, 0].into())), "{message:?}");
+    }
+
+    #[test]
     fn what_cannot_be_said_to_the_kernel_is_refused() {
         for bad in [
             m::Rule { family: 7, ..wanted() },
             m::Rule { action: 2, ..wanted() },
             m::Rule { action: 9, ..wanted() },
-            m::Rule { source: vec![10, 0, 0, 1], source_prefix_length: 8, ..wanted() },
+            m::Rule { source: vec![10, 0, 0, 0], source_prefix_length: 33, ..wanted() },
             m::Rule { destination: vec![1; 16], destination_prefix_length: 128, ..wanted() },
             m::Rule { incoming_interface: "a/b".into(), ..wanted() },
         ] {

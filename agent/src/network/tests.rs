@@ -31,6 +31,8 @@ fn two_interfaces_differ_in_name_and_mac() {
     assert!(refused(|wanted| wanted.interfaces.push(interface("eth1", 1))).contains("another MAC"));
     assert!(refused(|wanted| wanted.interfaces.push(interface("lo", 2))).contains("guest's own"));
     assert!(refused(|wanted| wanted.interfaces[0].mac.push(0)).contains("6 bytes"));
+    assert!(refused(|wanted| wanted.interfaces[0].mac[0] |= 1).contains("that of a group"));
+    assert!(refused(|wanted| wanted.interfaces[0].mac.fill(0)).contains("all zeros"), "it would be the loopback's");
 }
 
 #[test]
@@ -51,7 +53,6 @@ fn routes_and_neighbours_are_of_interfaces_that_are_there() {
 
 #[test]
 fn a_route_leads_somewhere_or_says_that_it_does_not() {
-    assert!(refused(|wanted| wanted.routes[0].kind = 6).contains("kind of a route"));
     assert!(refused(|wanted| wanted.routes[0].kind = 10).contains("kind of a route"));
     let rule = refused(|wanted| {
         wanted.routes[0].gateway.clear();

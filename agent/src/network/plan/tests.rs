@@ -123,8 +123,10 @@ fn addresses_that_go_with_the_first_of_their_range_are_made_again() {
 #[test]
 fn a_router_is_reached_before_it_is_named() {
     let routes_wanted = vec![route("", "10.0.0.1", "eth0"), route("10.0.0.1/32", "", "eth0")];
-    let told: Vec<_> =
-        routes(&network(vec![interface("eth0", 7, &[])], routes_wanted), &[]).iter().map(Step::to_string).collect();
+    let told: Vec<_> = routes(&network(vec![interface("eth0", 7, &[])], routes_wanted), &[], &[])
+        .iter()
+        .map(Step::to_string)
+        .collect();
     assert_eq!(told, ["make the route 10.0.0.1/32 dev eth0", "make the route 0.0.0.0/0 via 10.0.0.1 dev eth0"]);
 }
 
@@ -132,7 +134,7 @@ fn a_router_is_reached_before_it_is_named() {
 fn a_default_route_that_changes_is_never_missing() {
     let old = route("", "10.0.0.1", "eth0");
     let new = route("", "10.0.0.2", "eth0");
-    let steps = routes(&network(vec![interface("eth0", 7, &[])], vec![new.clone()]), &[old]);
+    let steps = routes(&network(vec![interface("eth0", 7, &[])], vec![new.clone()]), &[old], &[]);
     assert_eq!(steps, [Step::ReplaceRoute(new)]);
 }
 
@@ -142,9 +144,16 @@ fn routes_of_the_kernel_of_routers_and_of_others_stay() {
     let kernel = Route { protocol: 2, ..route("10.0.0.0/8", "", "eth0") };
     let local = Route { table: 255, ..route("10.0.0.5/32", "", "eth0") };
     let router = Route { protocol: 9, ..route("", "10.0.0.1", "eth0") };
-    assert_eq!(routes(&wanted, &[kernel, local, router, route("10.9.0.0/16", "", "tun0")]), []);
+    assert_eq!(routes(&wanted, &[kernel, local, router, route("10.9.0.0/16", "", "tun0")], &[]), []);
     let old = route("10.9.0.0/16", "", "eth0");
-    assert_eq!(routes(&wanted, std::slice::from_ref(&old)), [Step::RemoveRoute(old)]);
+    assert_eq!(routes(&wanted, std::slice::from_ref(&old), &[]), [Step::RemoveRoute(old)]);
+}
+
+#[test]
+fn a_rule_that_is_there_is_not_made_again() {
+    let rule = |priority| Rule::parse(&m::Rule { family: 2, priority, ..Default::default() }).unwrap();
+    let wanted = Network { rules: vec![rule(1), rule(2)], ..Network::default() };
+    assert_eq!(routes(&wanted, &[], &[rule(1), rule(3)]), [Step::AddRule(rule(2))]);
 }
 
 /// A guest whose kernel does as Linux does, for all that the plan counts on.
@@ -223,7 +232,7 @@ impl Guest {
         let first = interfaces(&wanted.interfaces, &self.links, &self.addresses);
         let mut count = first.len();
         first.into_iter().for_each(|step| self.carry_out(step, &devices));
-        let second = routes(wanted, &self.routes);
+        let second = routes(wanted, &self.routes, &[]);
         count += second.len();
         let made: Vec<bool> = second
             .iter()
