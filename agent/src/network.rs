@@ -19,21 +19,25 @@ use agent_protocol::{
 };
 use netlink::{
     NetlinkError, Socket,
-    core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
-    packet::RouteNetlinkMessage as Message,
+    core::{Emitable, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Parseable},
+    packet::{address::AddressMessage, route::RouteMessage, rule::RuleMessage},
 };
 
 mod address;
+mod device;
 mod field;
 mod hop;
 mod interface;
+mod message;
 mod neighbour;
 mod plan;
 mod route;
 mod rule;
 
 use address::Address;
-use interface::{Devices, Interface};
+use device::{Device, Devices, Request};
+use interface::Interface;
+use message::{Kind, Message};
 use neighbour::Neighbour;
 use plan::Step;
 use route::Route;
@@ -146,47 +150,46 @@ impl Network {
             return Ok(());
         }
         let mut kernel = Socket::open().map_err(cannot_list("interfaces"))?;
-        let links = kernel.links().map_err(cannot_list("interfaces"))?;
+        let links = list(&mut kernel, (Kind::GetLink, &Request::default()), Kind::NewLink, |device: &Device| {
+            Some(device.clone())
+        });
+        let links = links.map_err(cannot_list("interfaces"))?;
         let devices = Devices::find(&self.interfaces, &links)?;
-        let addresses = addresses(&mut kernel).map_err(cannot_list("addresses"))?;
+        let addresses =
+            list(&mut kernel, (Kind::GetAddress, &AddressMessage::default()), Kind::NewAddress, Address::of);
+        let addresses = addresses.map_err(cannot_list("addresses"))?;
         for step in plan::interfaces(&self.interfaces, &links, &addresses) {
             carry_out(&step, &mut kernel, &devices)?;
         }
-        let routes = routes(&mut kernel, &devices).map_err(cannot_list("routes"))?;
-        let rules =
-            if self.rules.is_empty() { Vec::new() } else { rules(&mut kernel).map_err(cannot_list("rules"))? };
+        let (routes, rules) = self.routing(&mut kernel, &devices)?;
         for step in plan::routes(self, &routes, &rules) {
             carry_out(&step, &mut kernel, &devices)?;
         }
         Ok(())
     }
+
+    /// What there is; rules only if some are wanted.
+    fn routing(&self, kernel: &mut Socket, devices: &Devices) -> Result<(Vec<Route>, Vec<Rule>), NetworkError> {
+        let route = |message: &RouteMessage| Route::of(message, devices);
+        let routes = list(kernel, (Kind::GetRoute, &RouteMessage::default()), Kind::NewRoute, route);
+        let routes = routes.map_err(cannot_list("routes"))?;
+        if self.rules.is_empty() {
+            return Ok((routes, Vec::new()));
+        }
+        let rules = list(kernel, (Kind::GetRule, &RuleMessage::default()), Kind::NewRule, Rule::of);
+        Ok((routes, rules.map_err(cannot_list("rules"))?))
+    }
 }
 
-fn addresses(kernel: &mut Socket) -> netlink::Result<Vec<(u32, Address)>> {
-    let all = kernel.dump(address::all())?;
-    let address = |message: &Message| match message {
-        Message::NewAddress(message) => Address::of(message),
-        _ => None,
-    };
-    Ok(all.iter().filter_map(address).collect())
-}
-
-fn routes(kernel: &mut Socket, devices: &Devices) -> netlink::Result<Vec<Route>> {
-    let all = kernel.dump(route::all())?;
-    let route = |message: &Message| match message {
-        Message::NewRoute(message) => Route::of(message, devices),
-        _ => None,
-    };
-    Ok(all.iter().filter_map(route).collect())
-}
-
-fn rules(kernel: &mut Socket) -> netlink::Result<Vec<Rule>> {
-    let all = kernel.dump(rule::all())?;
-    let rule = |message: &Message| match message {
-        Message::NewRule(message) => Rule::of(message),
-        _ => None,
-    };
-    Ok(all.iter().filter_map(rule).collect())
+/// All that the kernel answers to the question with messages of this kind, as far as it is something to us.
+fn list<T: Parseable<[u8]>, U>(
+    kernel: &mut Socket,
+    (get, question): (Kind, &impl Emitable),
+    new: Kind,
+    of: impl Fn(&T) -> Option<U>,
+) -> netlink::Result<Vec<U>> {
+    let all = kernel.dump(Message::new(get, question))?;
+    Ok(all.iter().filter_map(|message| message.read(new)).filter_map(|item| of(&item)).collect())
 }
 
 fn carry_out(step: &Step, kernel: &mut Socket, devices: &Devices) -> Result<(), NetworkError> {
@@ -201,20 +204,23 @@ fn carry_out(step: &Step, kernel: &mut Socket, devices: &Devices) -> Result<(), 
 }
 
 fn message(step: &Step, devices: &Devices) -> (Message, u16) {
+    let address = |kind, name, address: &Address| Message::new(kind, &address.message(devices.index(name)));
+    let route = |kind, route: &Route| Message::new(kind, &route.message(devices));
     match step {
-        Step::MoveAside { index, .. } => (Message::SetLink(interface::rename(*index, &interface::aside(*index))), 0),
-        Step::SetInterface(change) => (Message::SetLink(change.message()), 0),
-        Step::RemoveAddress(name, address) => (Message::DelAddress(address.message(devices.index(name))), 0),
-        Step::AddAddress(name, address) => {
-            (Message::NewAddress(address.message(devices.index(name))), NLM_F_CREATE | NLM_F_REPLACE)
+        Step::MoveAside { index, .. } => {
+            let request = Request { index: *index, name: Some(device::aside(*index)), ..Request::default() };
+            (Message::new(Kind::SetLink, &request), 0)
         }
-        Step::RemoveRoute(route) => (Message::DelRoute(route.message(devices)), 0),
-        Step::AddRoute(route) => (Message::NewRoute(route.message(devices)), NLM_F_CREATE | NLM_F_APPEND),
-        Step::ReplaceRoute(route) => (Message::NewRoute(route.message(devices)), NLM_F_CREATE | NLM_F_REPLACE),
-        Step::SetNeighbour(neighbour) => {
-            (Message::NewNeighbour(neighbour.message(devices)), NLM_F_CREATE | NLM_F_REPLACE)
+        Step::SetInterface(change) => (Message::new(Kind::SetLink, &change.message()), 0),
+        Step::RemoveAddress(name, own) => (address(Kind::DelAddress, name, own), 0),
+        Step::AddAddress(name, own) => (address(Kind::NewAddress, name, own), NLM_F_CREATE | NLM_F_REPLACE),
+        Step::RemoveRoute(own) => (route(Kind::DelRoute, own), 0),
+        Step::AddRoute(own) => (route(Kind::NewRoute, own), NLM_F_CREATE | NLM_F_APPEND),
+        Step::ReplaceRoute(own) => (route(Kind::NewRoute, own), NLM_F_CREATE | NLM_F_REPLACE),
+        Step::SetNeighbour(own) => {
+            (Message::new(Kind::NewNeighbour, &own.message(devices)), NLM_F_CREATE | NLM_F_REPLACE)
         }
-        Step::AddRule(rule) => (Message::NewRule(rule.message()), NLM_F_CREATE | NLM_F_EXCL),
+        Step::AddRule(rule) => (Message::new(Kind::NewRule, &rule.message()), NLM_F_CREATE | NLM_F_EXCL),
     }
 }
 

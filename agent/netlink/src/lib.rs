@@ -30,7 +30,7 @@ pub use link::Link;
 pub use listener::{Group, Listener, News};
 pub use netlink_packet_core as core;
 pub use netlink_packet_route as packet;
-pub use socket::Socket;
+pub use socket::{Message, Socket};
 
 /// Result of a conversation.
 pub type Result<T> = std::result::Result<T, NetlinkError>;

@@ -70,7 +70,7 @@ impl Listener {
     }
 }
 
-fn item(reply: Reply) -> Option<RouteNetlinkMessage> {
+fn item(reply: Reply<RouteNetlinkMessage>) -> Option<RouteNetlinkMessage> {
     match reply {
         Reply::Item(item) => Some(item),
         _ => None,

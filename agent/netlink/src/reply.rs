@@ -1,10 +1,9 @@
 //! What comes back from the kernel, one datagram at a time. Pure.
 
 use netlink_packet_core::{
-    ErrorMessage, NLA_TYPE_MASK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NetlinkBuffer, NetlinkMessage,
-    NetlinkPayload, NlasIterator,
+    ErrorMessage, NLA_TYPE_MASK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkMessage, NetlinkPayload, NlasIterator,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
 
 use crate::{NetlinkError, Result};
@@ -18,9 +17,9 @@ const ATTRIBUTE_SENTENCE: u16 = 1;
 
 /// One message of an answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
+pub(crate) enum Reply<M> {
     /// One of several, or the one that was asked for.
-    Item(RouteNetlinkMessage),
+    Item(M),
     /// That was all, or it is done.
     End,
     /// No.
@@ -28,7 +27,10 @@ pub(crate) enum Reply {
 }
 
 /// What a datagram holds for the asker with this number; answers to earlier questions, which were given up, are left out.
-pub(crate) fn read(mut datagram: &[u8], sequence: Option<u32>) -> Result<(Vec<Reply>, bool)> {
+pub(crate) fn read<M: NetlinkDeserializable>(
+    mut datagram: &[u8],
+    sequence: Option<u32>,
+) -> Result<(Vec<Reply<M>>, bool)> {
     let mut replies = Vec::new();
     let mut interrupted = false;
     while !datagram.is_empty() {
@@ -43,8 +45,8 @@ pub(crate) fn read(mut datagram: &[u8], sequence: Option<u32>) -> Result<(Vec<Re
     Ok((replies, interrupted))
 }
 
-fn reply(message: &[u8], flags: u16) -> Result<Option<Reply>> {
-    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).map_err(unreadable)?;
+fn reply<M: NetlinkDeserializable>(message: &[u8], flags: u16) -> Result<Option<Reply<M>>> {
+    let message = NetlinkMessage::<M>::deserialize(message).map_err(unreadable)?;
     Ok(match message.payload {
         NetlinkPayload::InnerMessage(item) => Some(Reply::Item(item)),
         NetlinkPayload::Error(answer) => Some(verdict(&answer, flags)),
@@ -57,7 +59,7 @@ fn reply(message: &[u8], flags: u16) -> Result<Option<Reply>> {
 }
 
 /// An acknowledgement is an error with the number nought.
-fn verdict(answer: &ErrorMessage, flags: u16) -> Reply {
+fn verdict<M>(answer: &ErrorMessage, flags: u16) -> Reply<M> {
     let Some(code) = answer.code else { return Reply::End };
     // The question comes first, or its header alone.
     let question = match NetlinkBuffer::new_checked(&answer.header) {
@@ -88,7 +90,13 @@ fn unreadable(error: impl std::fmt::Display) -> NetlinkError {
 mod tests {
     use netlink_packet_core::NLM_F_MULTIPART;
 
+    use netlink_packet_route::RouteNetlinkMessage;
+
     use super::*;
+
+    fn read(datagram: &[u8], sequence: Option<u32>) -> Result<(Vec<Reply<RouteNetlinkMessage>>, bool)> {
+        super::read(datagram, sequence)
+    }
 
     const ERROR: u16 = 2;
     const DONE: u16 = 3;

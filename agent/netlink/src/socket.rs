@@ -2,8 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
+};
 use nix::{libc, setsockopt_impl, sys::socket::setsockopt};
 use rustix::{
     io::Errno,
@@ -32,6 +34,12 @@ setsockopt_impl!(EchoUnwanted, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, bool, n
 struct SentencesWanted;
 #[derive(Clone)]
 struct EchoUnwanted;
+
+/// What is asked and answered: [`packet::RouteNetlinkMessage`](crate::packet::RouteNetlinkMessage), or for who must be small a type of one's own,
+/// since that one brings the code for all messages there are.
+pub trait Message: NetlinkSerializable + NetlinkDeserializable + Clone {}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable + Clone> Message for M {}
 
 /// One conversation. Every question waits for its answer.
 #[derive(Debug)]
@@ -65,10 +73,10 @@ impl Socket {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<()> {
+    pub fn change<M: Message>(&mut self, message: M, flags: u16) -> Result<()> {
         self.ask(message, NLM_F_ACK | flags)?;
         loop {
-            for reply in self.receive()?.0 {
+            for reply in self.receive::<M>()?.0 {
                 match reply {
                     Reply::End => return Ok(()),
                     Reply::Refused(refusal) => return Err(refusal),
@@ -82,7 +90,7 @@ impl Socket {
     ///
     /// # Errors
     /// The kernel refuses, or the list does not hold still.
-    pub fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+    pub fn dump<M: Message>(&mut self, message: M) -> Result<Vec<M>> {
         for _ in 0..READINGS_MAX {
             let (list, interrupted) = self.read_list(message.clone())?;
             if !interrupted {
@@ -92,7 +100,7 @@ impl Socket {
         Err(NetlinkError::Unsteady(READINGS_MAX))
     }
 
-    fn read_list(&mut self, message: RouteNetlinkMessage) -> Result<(Vec<RouteNetlinkMessage>, bool)> {
+    fn read_list<M: Message>(&mut self, message: M) -> Result<(Vec<M>, bool)> {
         self.ask(message, NLM_F_DUMP)?;
         let mut list = Vec::new();
         let mut interrupted = false;
@@ -109,12 +117,12 @@ impl Socket {
         }
     }
 
-    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<()> {
+    fn ask<M: Message>(&mut self, message: M, flags: u16) -> Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
-        let mut question = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        let mut question = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         question.finalize();
         let mut bytes = vec![0; question.buffer_len()];
         question.serialize(&mut bytes);
@@ -123,13 +131,13 @@ impl Socket {
     }
 
     /// What the kernel answers to the last question.
-    fn receive(&mut self) -> Result<(Vec<Reply>, bool)> {
+    fn receive<M: Message>(&mut self) -> Result<(Vec<Reply<M>>, bool)> {
         let len = self.receive_datagram().map_err(failed("receive"))?;
         reply::read(&self.buffer[..len], Some(self.sequence))
     }
 
     /// Whatever comes, for a listener.
-    pub(crate) fn overhear(&mut self) -> std::result::Result<Result<Vec<Reply>>, Errno> {
+    pub(crate) fn overhear<M: Message>(&mut self) -> std::result::Result<Result<Vec<Reply<M>>>, Errno> {
         let len = self.receive_datagram()?;
         Ok(reply::read(&self.buffer[..len], None).map(|(replies, _)| replies))
     }
@@ -170,7 +178,7 @@ mod tests {
 
     use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
     use netlink_packet_route::{
-        AddressFamily,
+        AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
         link::{LinkFlags, LinkMessage},
         route::{RouteAttribute, RouteMessage},

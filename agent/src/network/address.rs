@@ -3,10 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use agent_protocol::messages as m;
-use netlink::packet::{
-    RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
-};
+use netlink::packet::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
 
 use super::{
     NetworkError,
@@ -102,11 +99,6 @@ impl std::fmt::Display for Address {
         write!(f, "{}/{}", self.address, self.prefix_length)?;
         self.peer.map_or(Ok(()), |peer| write!(f, " (peer {peer})"))
     }
-}
-
-/// The question for all of them.
-pub fn all() -> RouteNetlinkMessage {
-    RouteNetlinkMessage::GetAddress(AddressMessage::default())
 }
 
 #[cfg(test)]

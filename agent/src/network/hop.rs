@@ -9,8 +9,8 @@ use netlink::packet::route::{
 
 use super::{
     NetworkError,
+    device::Devices,
     field::{self, Family, invalid},
-    interface::Devices,
 };
 
 /// RTNH_F_ONLINK.

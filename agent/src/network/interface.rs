@@ -1,20 +1,14 @@
-//! An interface as it is wanted, and the devices of the guest under the names that they will have.
-
-use std::collections::BTreeMap;
-
-use agent_protocol::{
-    messages as m,
-    network::{ADDRESSES_MAX, INTERFACES_MAX},
-};
-use netlink::{
-    Link,
-    packet::link::{LinkAttribute, LinkFlags, LinkMessage},
-};
+//! An interface as it is wanted.
 
 use super::{
     NetworkError,
     address::Address,
+    device::{Device, Request},
     field::{self, LOOPBACK, Mac, invalid},
+};
+use agent_protocol::{
+    messages as m,
+    network::{ADDRESSES_MAX, INTERFACES_MAX},
 };
 
 /// An interface.
@@ -65,22 +59,22 @@ impl Interface {
     }
 
     /// The one message that makes the device this interface, up; none if it is so already.
-    pub fn change(&self, link: &Link) -> Option<Change> {
+    pub fn change(&self, device: &Device) -> Option<Change> {
         let change = Change {
-            index: link.index,
+            index: device.index,
             name: self.name.clone(),
-            rename: link.name != self.name,
-            mtu: self.mtu.filter(|mtu| *mtu != link.mtu),
+            rename: device.name != self.name,
+            mtu: self.mtu.filter(|mtu| *mtu != device.mtu),
             no_arp: self.no_arp,
         };
-        let flags_fit = link.is_up() && link.flags.contains(LinkFlags::Noarp) == self.no_arp;
+        let flags_fit = device.up && device.no_arp == self.no_arp;
         (change.rename || change.mtu.is_some() || !flags_fit).then_some(change)
     }
 
     /// The device with our MAC. What is made on top of a device (VLANs, bridges) has its MAC too, and comes later.
-    pub fn device<'a>(&self, links: &'a [Link]) -> Result<&'a Link, NetworkError> {
-        let ours = links.iter().filter(|link| link.mac == self.mac);
-        ours.min_by_key(|link| link.index)
+    pub fn device<'a>(&self, devices: &'a [Device]) -> Result<&'a Device, NetworkError> {
+        let ours = devices.iter().filter(|device| device.mac == self.mac);
+        ours.min_by_key(|device| device.index)
             .ok_or_else(|| NetworkError::NoDevice { name: self.name.clone(), mac: field::hexadecimal(&self.mac) })
     }
 }
@@ -102,58 +96,12 @@ pub struct Change {
 
 impl Change {
     /// For the kernel.
-    pub fn message(&self) -> LinkMessage {
-        let mut message = LinkMessage::default();
-        message.header.index = self.index;
-        message.header.flags = LinkFlags::Up;
-        message.header.flags.set(LinkFlags::Noarp, self.no_arp);
-        message.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
-        message.attributes.extend(self.mtu.map(LinkAttribute::Mtu));
-        if self.rename {
-            message.attributes.push(LinkAttribute::IfName(self.name.clone()));
+    pub fn message(&self) -> Request {
+        Request {
+            index: self.index,
+            name: self.rename.then(|| self.name.clone()),
+            mtu: self.mtu,
+            up_without_arp: Some(self.no_arp),
         }
-        message
     }
-}
-
-/// For the kernel: a new name and nothing else.
-pub fn rename(index: u32, name: &str) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message
-}
-
-/// The devices of the guest, by the names that they have when all are renamed.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Devices(BTreeMap<u32, String>);
-
-impl Devices {
-    /// Finds all wanted interfaces among the guest's.
-    pub fn find(wanted: &[Interface], links: &[Link]) -> Result<Self, NetworkError> {
-        let mut names = BTreeMap::new();
-        for link in links {
-            let taken = wanted.iter().any(|interface| interface.name == link.name);
-            names.insert(link.index, if taken { aside(link.index) } else { link.name.clone() });
-        }
-        for interface in wanted {
-            names.insert(interface.device(links)?.index, interface.name.clone());
-        }
-        Ok(Self(names))
-    }
-
-    /// The name of this one.
-    pub fn name(&self, index: u32) -> Option<&str> {
-        self.0.get(&index).map(String::as_str)
-    }
-
-    /// The number of this one. A name that no device has is none of a checked network's; the kernel refuses its number.
-    pub fn index(&self, name: &str) -> u32 {
-        self.0.iter().find(|(_, own)| *own == name).map_or(0, |(index, _)| *index)
-    }
-}
-
-/// The name of a device that stands in another's place.
-pub fn aside(index: u32) -> String {
-    format!("moved{index}")
 }

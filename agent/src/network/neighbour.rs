@@ -7,8 +7,8 @@ use netlink::packet::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMe
 
 use super::{
     NetworkError,
+    device::Devices,
     field::{self, Family, Mac, invalid},
-    interface::Devices,
 };
 
 /// NTF_PROXY: we answer for it.

@@ -4,12 +4,11 @@
 //! look at what is there, routes and the rest. A plan for what is there already has no step but
 //! that neighbours are told again, which changes nothing.
 
-use netlink::Link;
-
 use super::{
     Network,
     address::Address,
-    interface::{Change, Interface, aside},
+    device::{Device, aside},
+    interface::{Change, Interface},
     neighbour::Neighbour,
     route::Route,
     rule::Rule,
@@ -44,21 +43,18 @@ pub enum Step {
 }
 
 /// The first part. `has` are all addresses, with the numbers of their interfaces.
-pub fn interfaces(wanted: &[Interface], links: &[Link], has: &[(u32, Address)]) -> Vec<Step> {
-    let devices: Vec<(&Interface, &Link)> =
-        wanted.iter().filter_map(|interface| Some((interface, interface.device(links).ok()?))).collect();
-    let in_the_way = |link: &&Link| {
-        wanted.iter().any(|interface| interface.name == link.name)
-            && !devices.iter().any(|(interface, device)| device.index == link.index && interface.name == link.name)
+pub fn interfaces(wanted: &[Interface], devices: &[Device], has: &[(u32, Address)]) -> Vec<Step> {
+    let pairs: Vec<(&Interface, &Device)> =
+        wanted.iter().filter_map(|interface| Some((interface, interface.device(devices).ok()?))).collect();
+    let in_the_way = |device: &&Device| {
+        wanted.iter().any(|interface| interface.name == device.name)
+            && !pairs.iter().any(|(interface, own)| own.index == device.index && interface.name == device.name)
     };
-    let mut steps: Vec<Step> = links
-        .iter()
-        .filter(in_the_way)
-        .map(|link| Step::MoveAside { index: link.index, name: link.name.clone() })
-        .collect();
-    steps.extend(devices.iter().filter_map(|(interface, link)| interface.change(link)).map(Step::SetInterface));
-    for (interface, link) in devices {
-        let own: Vec<&Address> = has.iter().filter(|(index, _)| *index == link.index).map(|(_, own)| own).collect();
+    let aside = |device: &Device| Step::MoveAside { index: device.index, name: device.name.clone() };
+    let mut steps: Vec<Step> = devices.iter().filter(in_the_way).map(aside).collect();
+    steps.extend(pairs.iter().filter_map(|(interface, device)| interface.change(device)).map(Step::SetInterface));
+    for (interface, device) in pairs {
+        let own: Vec<&Address> = has.iter().filter(|(index, _)| *index == device.index).map(|(_, own)| own).collect();
         steps.extend(addresses(interface, &own));
     }
     steps

@@ -3,16 +3,15 @@
 use std::net::IpAddr;
 
 use agent_protocol::messages as m;
-use netlink::packet::{
-    RouteNetlinkMessage,
-    route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType},
+use netlink::packet::route::{
+    RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
 
 use super::{
     NetworkError,
+    device::Devices,
     field::{self, Family, Prefix, invalid},
     hop::{Hop, ip},
-    interface::Devices,
 };
 
 /// RT_TABLE_MAIN, where a route is that names no table.
@@ -223,9 +222,4 @@ fn mtu(metric: &RouteMetric) -> Option<u32> {
         RouteMetric::Mtu(mtu) => Some(*mtu),
         _ => None,
     }
-}
-
-/// The question for all of them, of both families.
-pub fn all() -> RouteNetlinkMessage {
-    RouteNetlinkMessage::GetRoute(RouteMessage::default())
 }

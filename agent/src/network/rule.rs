@@ -1,10 +1,7 @@
 //! A rule that says which table a packet's route is looked up in.
 
 use agent_protocol::messages as m;
-use netlink::packet::{
-    RouteNetlinkMessage,
-    rule::{RuleAction, RuleAttribute, RuleMessage},
-};
+use netlink::packet::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::{
     NetworkError,
@@ -115,11 +112,6 @@ impl Rule {
         attributes.extend(self.outgoing.clone().map(RuleAttribute::Oifname));
         message
     }
-}
-
-/// The question for all of them, of both families.
-pub fn all() -> RouteNetlinkMessage {
-    RouteNetlinkMessage::GetRule(RuleMessage::default())
 }
 
 fn action(number: u32) -> Result<u8, NetworkError> {

@@ -1,23 +1,14 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use agent_protocol::messages as m;
-use netlink::packet::link::{LinkAttribute, LinkFlags, LinkMessage};
 use proptest::{collection::btree_map, prelude::*, sample::subsequence};
 
 use super::*;
-use crate::network::{interface::Devices, route};
+use crate::network::{device::Devices, route};
 
-/// The machine's devices in these tests: number, name and last byte of the MAC.
-fn link(index: u32, name: &str, mac: u8, flags: LinkFlags) -> Link {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.header.flags = flags;
-    message.attributes = vec![
-        LinkAttribute::IfName(name.to_owned()),
-        LinkAttribute::Address(vec![2, 0, 0, 0, 0, mac]),
-        LinkAttribute::Mtu(1500),
-    ];
-    Link::of(&message)
+/// A device of these tests: number, name and last byte of the MAC.
+fn link(index: u32, name: &str, mac: u8, up: bool) -> Device {
+    Device { index, name: name.to_owned(), mac: vec![2, 0, 0, 0, 0, mac], mtu: 1500, up, no_arp: false }
 }
 
 fn interface(name: &str, mac: u8, addresses: &[(&str, u8)]) -> Interface {
@@ -60,7 +51,7 @@ fn network(interfaces: Vec<Interface>, routes: Vec<Route>) -> Network {
 
 #[test]
 fn a_fresh_device_becomes_the_interface_in_one_step_before_its_addresses() {
-    let links = [link(2, "eth1", 7, LinkFlags::empty())];
+    let links = [link(2, "eth1", 7, false)];
     let wanted = Interface { mtu: Some(1400), ..interface("eth0", 7, &[("10.0.0.5", 24)]) };
     let change = Change { index: 2, name: "eth0".into(), rename: true, mtu: Some(1400), no_arp: false };
     let address = wanted.addresses[0].clone();
@@ -70,7 +61,7 @@ fn a_fresh_device_becomes_the_interface_in_one_step_before_its_addresses() {
 
 #[test]
 fn who_swap_names_pass_by_names_that_nobody_has() {
-    let links = [link(2, "eth0", 7, LinkFlags::Up), link(3, "eth1", 8, LinkFlags::Up)];
+    let links = [link(2, "eth0", 7, true), link(3, "eth1", 8, true)];
     let steps = interfaces(&[interface("eth1", 7, &[]), interface("eth0", 8, &[])], &links, &[]);
     assert!(matches!(&steps[..2], [Step::MoveAside { index: 2, .. }, Step::MoveAside { index: 3, .. }]), "{steps:?}");
     assert_eq!(steps.len(), 4);
@@ -78,7 +69,7 @@ fn who_swap_names_pass_by_names_that_nobody_has() {
 
 #[test]
 fn a_stranger_in_the_way_moves_aside_and_stays_there() {
-    let links = [link(2, "eth0", 9, LinkFlags::empty()), link(3, "eth1", 7, LinkFlags::empty())];
+    let links = [link(2, "eth0", 9, false), link(3, "eth1", 7, false)];
     let wanted = [interface("eth0", 7, &[])];
     assert!(matches!(interfaces(&wanted, &links, &[])[0], Step::MoveAside { index: 2, .. }));
     let devices = Devices::find(&wanted, &links).unwrap();
@@ -87,13 +78,13 @@ fn a_stranger_in_the_way_moves_aside_and_stays_there() {
 
 #[test]
 fn what_is_made_on_top_of_a_device_is_not_taken_for_it() {
-    let links = [link(2, "eth0", 7, LinkFlags::Up), link(3, "eth0.5", 7, LinkFlags::Up)];
+    let links = [link(2, "eth0", 7, true), link(3, "eth0.5", 7, true)];
     assert_eq!(interfaces(&[interface("eth0", 7, &[])], &links, &[]), []);
 }
 
 #[test]
 fn the_kernels_own_addresses_stay_and_others_go() {
-    let links = [link(2, "eth0", 7, LinkFlags::Up)];
+    let links = [link(2, "eth0", 7, true)];
     let has = |addresses: &[(&str, u8)]| {
         interface("", 0, addresses).addresses.into_iter().map(|address| (2, address)).collect::<Vec<_>>()
     };
@@ -103,7 +94,7 @@ fn the_kernels_own_addresses_stay_and_others_go() {
 
 #[test]
 fn a_link_local_address_that_is_wanted_otherwise_is_replaced() {
-    let links = [link(2, "eth0", 7, LinkFlags::Up)];
+    let links = [link(2, "eth0", 7, true)];
     let has = [(2, interface("", 0, &[("fe80::5", 64)]).addresses.remove(0))];
     let told: Vec<_> =
         interfaces(&[interface("eth0", 7, &[("fe80::5", 128)])], &links, &has).iter().map(Step::to_string).collect();
@@ -112,7 +103,7 @@ fn a_link_local_address_that_is_wanted_otherwise_is_replaced() {
 
 #[test]
 fn addresses_that_go_with_the_first_of_their_range_are_made_again() {
-    let links = [link(2, "eth0", 7, LinkFlags::Up)];
+    let links = [link(2, "eth0", 7, true)];
     let both = interface("eth0", 7, &[("10.0.0.5", 24), ("10.0.0.6", 24), ("10.1.0.6", 24)]).addresses;
     let has: Vec<_> = both.into_iter().map(|address| (2, address)).collect();
     let steps = interfaces(&[interface("eth0", 7, &[("10.0.0.6", 24), ("10.1.0.6", 24)])], &links, &has);
@@ -159,7 +150,7 @@ fn a_rule_that_is_there_is_not_made_again() {
 /// A guest whose kernel does as Linux does, for all that the plan counts on.
 #[derive(Debug, Clone)]
 struct Guest {
-    links: Vec<Link>,
+    links: Vec<Device>,
     addresses: Vec<(u32, Address)>,
     routes: Vec<Route>,
 }
@@ -170,7 +161,7 @@ impl Guest {
         self.link(index).name = name.to_owned();
     }
 
-    fn link(&mut self, index: u32) -> &mut Link {
+    fn link(&mut self, index: u32) -> &mut Device {
         self.links.iter_mut().find(|link| link.index == index).unwrap()
     }
 
@@ -183,8 +174,8 @@ impl Guest {
                 }
                 let link = self.link(change.index);
                 link.mtu = change.mtu.unwrap_or(link.mtu);
-                link.flags.insert(LinkFlags::Up);
-                link.flags.set(LinkFlags::Noarp, change.no_arp);
+                link.up = true;
+                link.no_arp = change.no_arp;
             }
             Step::RemoveAddress(name, address) => self.remove_address(devices.index(&name), &address),
             Step::AddAddress(name, address) => {
@@ -287,8 +278,7 @@ fn guest() -> impl Strategy<Value = Guest> {
     let names = Just(NAMES.to_vec()).prop_shuffle();
     (names, [addresses(), addresses(), addresses()], some_routes(), any::<[bool; 3]>()).prop_map(
         |(names, addresses, routes, up)| {
-            let flags = |up: bool| if up { LinkFlags::Up } else { LinkFlags::empty() };
-            let links = (0..3).map(|at| link(at + 2, names[at as usize], at as u8, flags(up[at as usize]))).collect();
+            let links = (0..3).map(|at| link(at + 2, names[at as usize], at as u8, up[at as usize])).collect();
             let own = (2..).zip(addresses).flat_map(|(index, own)| own.into_iter().map(move |one| (index, one)));
             Guest { links, addresses: own.collect(), routes }
         },
@@ -321,8 +311,8 @@ proptest! {
         guest.apply(&wanted);
         for interface in &wanted.interfaces {
             let link = guest.links.iter().find(|link| link.mac == interface.mac).unwrap();
-            prop_assert_eq!((&link.name, link.mtu, link.is_up()), (&interface.name, 1400, true));
-            prop_assert_eq!(link.flags.contains(LinkFlags::Noarp), interface.no_arp);
+            prop_assert_eq!((&link.name, link.mtu, link.up), (&interface.name, 1400, true));
+            prop_assert_eq!(link.no_arp, interface.no_arp);
             let own: Vec<_> = guest.addresses.iter().filter(|(index, _)| *index == link.index).map(|(_, own)| own).collect();
             prop_assert!(interface.addresses.iter().all(|address| own.contains(&address)));
             prop_assert!(own.iter().all(|own| own.is_link_local() || interface.addresses.contains(own)));
@@ -345,7 +335,7 @@ proptest! {
     #[test]
     fn a_route_survives_its_message(routes in some_routes(), table in 1..1000u32, mtu in prop::option::of(576..9000u32)) {
         let interfaces: Vec<_> = NAMES.iter().zip(0..).map(|(name, mac)| interface(name, mac, &[])).collect();
-        let links: Vec<_> = NAMES.iter().zip(0..).map(|(name, at)| link(u32::from(at) + 2, name, at, LinkFlags::Up)).collect();
+        let links: Vec<_> = NAMES.iter().zip(0..).map(|(name, at)| link(u32::from(at) + 2, name, at, true)).collect();
         let devices = Devices::find(&interfaces, &links).unwrap();
         for route in routes {
             let route = Route { table, mtu, ..route };
