@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Devices are there before PID 1 is, and are known by their MACs alone. What the network names becomes as it says, whatever it was
-//! before; the rest is left alone: other interfaces, routes that the kernel or a router makes, rules and neighbours of a
-//! container's. So the same network can be applied again, and a changed one while the pod runs.
+//! before; the rest is left alone: other interfaces, what a router told, the table `local`, link-local addresses, rules and neighbours of
+//! a container's. Routes that the kernel makes for addresses are wanted or not as all others are: the host tells them too, and some
+//! plugins take them away. So the same network can be applied again, and a changed one while the pod runs.
 //!
 //! A network that cannot be (a wrong field, a MAC that no device has) is refused before anything is changed. When the kernel refuses a step, the
 //! steps before it are done and stay so; the error names it.

@@ -91,6 +91,15 @@ fn route(destination: &str, gateway: &str, interface: &str) -> m::Route {
     route
 }
 
+/// As the kernel makes it for an address, and the host tells it.
+fn kernels(destination: &str, interface: &str, source: &str) -> m::Route {
+    let route = m::Route { protocol: 2, ..route(destination, "", interface) };
+    if source.is_empty() {
+        return m::Route { metric: 256, ..route };
+    }
+    m::Route { preferred_source: bytes(source), ..route }
+}
+
 fn way(gateway: &str, interface: &str, weight: u32) -> m::NextHop {
     m::NextHop { gateway: bytes(gateway), interface: interface.into(), weight, ..Default::default() }
 }
@@ -121,6 +130,10 @@ fn two_interfaces() -> m::Network {
             interface("net1", 8, 9000, vec![bridged, address("fd02::5", 64)]),
         ],
         routes: vec![
+            kernels("10.1.0.1/32", "eth0", "10.1.0.5"),
+            kernels("fd01::/64", "eth0", ""),
+            kernels("10.2.0.0/24", "net1", "10.2.0.5"),
+            kernels("fd02::/64", "net1", ""),
             route("", "10.1.0.1", "eth0"),
             route("", "fd01::1", "eth0"),
             m::Route { preferred_source: bytes("10.2.0.5"), metric: 7, ..route("10.3.0.0/16", "10.2.0.1", "net1") },
@@ -232,13 +245,23 @@ fn needs_root_a_change_replaces_what_the_named_interface_had_and_nothing_else() 
         let net1 = ip("address show dev net1");
         let changed = m::Network {
             interfaces: vec![interface("eth0", 7, 1500, vec![address("10.1.0.6", 24), address("fd01::5", 128)])],
-            routes: vec![route("", "10.1.0.254", "eth0"), route("fd01::/64", "", "eth0"), route("", "fd01::1", "eth0")],
+            // As ptp makes it of a range: neighbours are reached by the router only.
+            routes: vec![
+                route("10.1.0.254/32", "", "eth0"),
+                route("10.1.0.0/24", "10.1.0.254", "eth0"),
+                route("", "10.1.0.254", "eth0"),
+                kernels("fd01::5/128", "eth0", ""),
+                route("fd01::/64", "", "eth0"),
+                route("", "fd01::1", "eth0"),
+            ],
             ..Default::default()
         };
         apply(&changed);
         assert_eq!(addresses("eth0"), usable(&["10.1.0.6/24", "fd01::5/128"]));
         let v4 = ip("-4 route show");
         assert!(v4.contains("default via 10.1.0.254 dev eth0"), "{v4}");
+        let range: Vec<_> = v4.lines().filter(|line| line.starts_with("10.1.0.0/24")).map(str::trim).collect();
+        assert_eq!(range, ["10.1.0.0/24 via 10.1.0.254 dev eth0 proto static"], "the kernel's own route is gone");
         assert!(!v4.contains("10.1.0.1 dev eth0"), "{v4}");
         assert!(v4.contains("10.9.0.0/16 via 10.2.0.1 dev net1") && v4.contains("10.3.0.0/16"), "{v4}");
         assert_eq!(ip("address show dev net1"), net1);
@@ -253,7 +276,7 @@ fn needs_root_an_address_survives_the_first_of_its_range() {
     in_a_machine("needs_root_an_address_survives_the_first_of_its_range", || {
         let with = |addresses: &[&str]| m::Network {
             interfaces: vec![interface("eth0", 7, 0, addresses.iter().map(|own| address(own, 24)).collect())],
-            routes: vec![route("", "10.1.0.1", "eth0")],
+            routes: vec![kernels("10.1.0.0/24", "eth0", addresses[0]), route("", "10.1.0.1", "eth0")],
             ..Default::default()
         };
         apply(&with(&["10.1.0.5", "10.1.0.6"]));

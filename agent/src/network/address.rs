@@ -84,7 +84,7 @@ impl Address {
 
     /// The guest's kernel makes it from the hardware address.
     pub fn is_link_local(&self) -> bool {
-        matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local())
+        field::is_link_local(self.address)
     }
 
     /// An IPv4 address goes with the first one of its range.

@@ -137,6 +137,11 @@ pub fn network(address: IpAddr, length: u8) -> IpAddr {
     }
 }
 
+/// Of IPv6, and of one link only (fe80::/10): what the kernel gives each interface.
+pub fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
 /// An address of either family, or none.
 pub fn address(field: &'static str, bytes: &[u8]) -> Result<Option<IpAddr>, NetworkError> {
     match bytes.len() {

@@ -175,11 +175,12 @@ impl Route {
         place(self) == place(other)
     }
 
-    /// The kernel made it, or a router told it: both come and go by themselves.
+    /// It comes and goes by itself: what the kernel needs for its own, and what a router told it. Not so the route to an address's
+    /// neighbours, which some plugins take away.
     pub fn is_by_itself(&self) -> bool {
-        let by = RouteProtocol::from(self.protocol);
-        self.table == TABLE_LOCAL
-            || matches!(by, RouteProtocol::Kernel | RouteProtocol::Ra | RouteProtocol::IcmpRedirect)
+        let told = matches!(RouteProtocol::from(self.protocol), RouteProtocol::Ra | RouteProtocol::IcmpRedirect);
+        let to = self.destination.address;
+        told || self.table == TABLE_LOCAL || to.is_multicast() || field::is_link_local(to)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A rule that says which table a packet's route is looked up in.
 
 use agent_protocol::messages as m;
-use netlink::packet::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink::packet::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
 
 use super::{
     NetworkError,
@@ -55,6 +55,9 @@ impl Rule {
     /// None for one that looks at more than ours do.
     pub fn of(message: &RuleMessage) -> Option<Self> {
         let header = &message.header;
+        if header.tos != 0 || header.flags.contains(RuleFlags::Invert) {
+            return None;
+        }
         let family = Family::of_packet(header.family)?;
         let mut rule = Self {
             family,
@@ -79,7 +82,9 @@ impl Rule {
                 RuleAttribute::Iifname(name) => rule.incoming = Some(name.clone()),
                 RuleAttribute::Oifname(name) => rule.outgoing = Some(name.clone()),
                 // Who made it does not matter, and nothing is held back.
-                RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX) => {}
+                RuleAttribute::Protocol(_)
+                | RuleAttribute::SuppressPrefixLen(u32::MAX)
+                | RuleAttribute::SuppressIfGroup(u32::MAX) => {}
                 _ => return None,
             }
         }

@@ -130,14 +130,22 @@ fn a_default_route_that_changes_is_never_missing() {
 }
 
 #[test]
-fn routes_of_the_kernel_of_routers_and_of_others_stay() {
+fn routes_of_routers_of_others_and_of_the_kernels_own_stay() {
     let wanted = network(vec![interface("eth0", 7, &[])], vec![]);
-    let kernel = Route { protocol: 2, ..route("10.0.0.0/8", "", "eth0") };
     let local = Route { table: 255, ..route("10.0.0.5/32", "", "eth0") };
+    let link_local = Route { protocol: 2, ..route("fe80::/64", "", "eth0") };
     let router = Route { protocol: 9, ..route("", "10.0.0.1", "eth0") };
-    assert_eq!(routes(&wanted, &[kernel, local, router, route("10.9.0.0/16", "", "tun0")], &[]), []);
+    assert_eq!(routes(&wanted, &[local, link_local, router, route("10.9.0.0/16", "", "tun0")], &[]), []);
     let old = route("10.9.0.0/16", "", "eth0");
     assert_eq!(routes(&wanted, std::slice::from_ref(&old), &[]), [Step::RemoveRoute(old)]);
+}
+
+#[test]
+fn a_route_of_an_address_that_a_plugin_took_away_goes() {
+    let kernel = Route { protocol: 2, ..route("10.0.0.0/8", "", "eth0") };
+    let wanted = network(vec![interface("eth0", 7, &[])], vec![route("10.0.0.0/8", "10.0.0.1", "eth0")]);
+    let steps = routes(&wanted, &[kernel], &[]);
+    assert_eq!(steps, [Step::ReplaceRoute(wanted.routes[0].clone())]);
 }
 
 #[test]
