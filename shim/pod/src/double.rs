@@ -56,6 +56,10 @@ pub(crate) struct Seen {
     pub shares: Vec<String>,
     /// Host name that the agent was told.
     pub hostname: String,
+    /// Network that the agent was told.
+    pub network: m::Network,
+    /// Queues of each network device that the machine got.
+    pub queues: Vec<usize>,
     /// Guest specs of containers.
     pub specs: Vec<serde_json::Value>,
     /// The guest was told to power off.
@@ -89,6 +93,7 @@ impl Launcher for Double {
             return Err(PodError::host("cannot spawn the double", io::Error::from_raw_os_error(2)));
         }
         tell_what_to_boot(control, some_spec(pod))?;
+        self.seen.lock().expect("whole").queues = ends.networks.iter().map(|device| device.taps.len()).collect();
         tokio::runtime::Handle::current().spawn(live(self.clone(), ends));
         Ok(None)
     }
@@ -150,7 +155,7 @@ fn stream(fd: OwnedFd) -> UnixStream {
 
 /// The machine's life.
 async fn live(double: Double, ends: MachineEnds) {
-    let MachineEnds { control, call, hybrid, console, share: _share, networks: _networks, stderr: _stderr } = ends;
+    let MachineEnds { control, call, hybrid, console, share: _share, networks, stderr: _stderr } = ends;
     let mut control = stream(control);
     assert!(matches!(hear(&mut control).await, Some(ToMachine::Boot(_))), "the first message is Boot");
     std::fs::File::from(console).write_all(double.script.console.as_bytes()).expect("room in the pipe");
@@ -184,6 +189,7 @@ async fn live(double: Double, ends: MachineEnds) {
             () = double.crash.notified() => break Ending::GuestReset,
         }
     };
+    drop(networks);
     say(&mut control, &FromMachine::Ended(ending)).await;
     server.disconnect().await;
 }
@@ -315,7 +321,10 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: m::ConfigurePodRequest,
     ) -> ttrpc::Result<m::ConfigurePodResponse> {
-        self.seen.lock().expect("whole").hostname = request.hostname.clone();
+        let mut seen = self.seen.lock().expect("whole");
+        seen.hostname = request.hostname.clone();
+        seen.network = request.network.clone().unwrap_or_default();
+        drop(seen);
         if request.hostname == "refused" {
             return status(ttrpc::Code::INTERNAL, "cannot mount the share: No such device");
         }

@@ -192,6 +192,22 @@ mod tests {
     }
 
     #[test]
+    fn a_device_has_no_more_queues_than_the_machine_has_vcpus() {
+        let open = || OwnedFd::from(std::fs::File::open("/dev/null").expect("there"));
+        let of = |vcpus| {
+            let device = Device { mac: [2, 0, 0, 0, 0, 1], mtu: 1400, taps: vec![open(), open(), open()] };
+            let mut next = CONTROL_FD;
+            network(device, vcpus, &mut |_| {
+                next += 1;
+                next
+            })
+        };
+        assert_eq!((of(2).taps, of(2).mtu, of(2).mac[5]), (vec![CONTROL_FD + 1, CONTROL_FD + 2], 1400, 1));
+        assert_eq!(of(1).taps.len(), 1);
+        assert_eq!(of(8).taps.len(), 3);
+    }
+
+    #[test]
     fn no_more_vcpus_than_the_host_gives() {
         assert_eq!(vcpus_given(4, &probe(KvmKind::Hardware, 2)), 2);
         assert_eq!(vcpus_given(2, &probe(KvmKind::Hardware, 710)), 2);

@@ -22,6 +22,9 @@
 //! Every wait on the guest is raced against the machine's end, and has a deadline unless it waits for a process to end; what a start
 //! waits for is given up when nothing moves in the machine any more.
 //!
+//! # Network
+//! Whatever a plugin put into the pod's network namespace is what the guest has; [`network`](self) joins each interface to the machine.
+//!
 //! # Mounts
 //! All mounts of a pod live in a mount namespace of its own, held by one thread and the file server. The host never sees them, and
 //! when owner and file server die, however they die, the kernel undoes them. What is left for [`clean_up`] is processes and one folder.

@@ -4,7 +4,7 @@
 //!
 //! | kind | a container by itself | the sandbox | a container of the pod |
 //! |---|---|---|---|
-//! | network | the machine's, whatever the path | the machine's | the machine's |
+//! | network | the machine's, with the interfaces of the path ([`crate::network`]) | the same | the machine's |
 //! | ipc, uts | its own | the machine's, which are the pod's | the machine's |
 //! | pid | its own | its own | its own; with a path the sandbox's, or that of the container whose number is in it |
 //! | mount, cgroup | its own | its own | its own |

@@ -23,6 +23,8 @@
 mod namespace;
 mod picture;
 mod plan;
+#[cfg(test)]
+mod pod_stories;
 mod redirect;
 #[cfg(test)]
 pub(crate) mod stage;

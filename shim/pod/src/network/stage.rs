@@ -10,8 +10,12 @@ use std::{
 
 use netlink::{Group, Socket};
 use nix::sched::{CloneFlags, unshare};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::namespace::Namespace;
+
+/// How long a tap may outlive who holds it.
+const PATIENCE_SECONDS: i64 = 10;
 
 /// A network namespace that lives as long as this; no name of it is left anywhere.
 pub(crate) struct Own {
@@ -66,17 +70,25 @@ impl Own {
 impl Own {
     /// Waits until the last descriptor of each tap is closed: a process that another test just spawned holds copies until it runs its program.
     pub(crate) fn loses_its_taps(&self) {
-        let namespace = Namespace::open(&self.path).expect("kept");
-        let lost = namespace.within(|| {
-            let mut news = Socket::listen(&[Group::Links]).expect("listening");
-            let mut socket = Socket::open().expect("opened");
-            while socket.links().expect("listed").iter().any(|link| link.kind == "tun") {
-                news.next().expect("heard");
-            }
-            Ok(())
-        });
-        lost.expect("entered");
+        lose_their_taps(&self.path);
     }
+}
+
+/// As [`Own::loses_its_taps`], at a path.
+pub(crate) fn lose_their_taps(path: &Path) {
+    let namespace = Namespace::open(path).expect("kept");
+    let lost = namespace.within(|| {
+        let mut news = Socket::listen(&[Group::Links]).expect("listening");
+        let mut socket = Socket::open().expect("opened");
+        while socket.links().expect("listed").iter().any(|link| link.kind == "tun") {
+            let mut waiting = [PollFd::new(&news, PollFlags::IN)];
+            let patience = Timespec { tv_sec: PATIENCE_SECONDS, tv_nsec: 0 };
+            assert_eq!(rustix::event::poll(&mut waiting, Some(&patience)), Ok(1), "a tap is left");
+            news.next().expect("heard");
+        }
+        Ok(())
+    });
+    lost.expect("entered");
 }
 
 impl Drop for Own {

@@ -1,0 +1,113 @@
+//! Stories of pods that have a network, told with a machine inside the test, as root.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::stage::{Stage, lose_their_taps};
+use crate::{
+    Pod, PodError, PodSpec,
+    double::{Double, Script},
+};
+
+struct Scene {
+    root: tempfile::TempDir,
+    double: Double,
+    stage: Stage,
+    before: String,
+}
+
+impl Scene {
+    fn new(test: &str, script: Script) -> Option<Self> {
+        let stage = Stage::new(test)?;
+        stage.pod.run("ip address add 10.1.0.2/24 dev eth0");
+        let before = stage.pod.all_there_is();
+        Some(Self { root: tempfile::tempdir().expect("a folder"), double: Double::with(script), stage, before })
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.root.path().join("kata-rs/default/p1")
+    }
+
+    async fn launch(&self) -> Result<Pod, PodError> {
+        self.launch_in(self.stage.pod.path().to_owned()).await
+    }
+
+    async fn launch_in(&self, network: PathBuf) -> Result<Pod, PodError> {
+        let spec = PodSpec {
+            id: "p1".into(),
+            state_dir: self.state_dir(),
+            vcpus: 2,
+            memory_mib: 128,
+            hostname: if self.double.script.configure_fails { "refused" } else { "web" }.into(),
+            sysctls: Default::default(),
+            resolv_conf: String::new(),
+            network: Some(network),
+            extra_cmdline: String::new(),
+        };
+        Pod::launch_with(Arc::new(self.double.clone()), spec).await
+    }
+
+    async fn assert_nothing_left(&self) {
+        assert!(!self.state_dir().exists());
+        let path = self.stage.pod.path().to_owned();
+        // The machine inside the test ends on this thread.
+        tokio::task::spawn_blocking(move || lose_their_taps(&path)).await.expect("lost");
+        assert_eq!(self.stage.pod.all_there_is(), self.before);
+    }
+}
+
+#[tokio::test]
+async fn needs_root_machine_and_agent_get_the_network_and_nothing_is_left_of_it() {
+    let test = "needs_root_machine_and_agent_get_the_network_and_nothing_is_left_of_it";
+    let Some(scene) = Scene::new(test, Script::default()) else { return };
+    let pod = scene.launch().await.expect("launched");
+    {
+        let seen = scene.double.seen.lock().expect("whole");
+        assert_eq!(seen.queues, [2]);
+        let names: Vec<_> = seen.network.interfaces.iter().map(|i| (i.name.as_str(), i.addresses.len())).collect();
+        assert!(matches!(names[..], [("eth0", 1..)]), "{names:?}");
+    }
+    assert!(scene.stage.pod.run("tc filter show dev eth0 ingress").contains("katars0"));
+    assert!(pod.launch_marks().iter().any(|mark| mark.name == "network joined"));
+    pod.stop().await.expect("stopped");
+    scene.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn needs_root_a_launch_that_fails_after_the_network_leaves_nothing_of_it() {
+    let test = "needs_root_a_launch_that_fails_after_the_network_leaves_nothing_of_it";
+    let fails: [fn(&mut Script); 3] = [
+        |script| script.spawn_fails = true,
+        |script| script.configure_fails = true,
+        |script| script.server_fails = true,
+    ];
+    for fail in fails {
+        let mut script = Script::default();
+        fail(&mut script);
+        let Some(scene) = Scene::new(test, script) else { return };
+        scene.launch().await.expect_err("fails");
+        scene.assert_nothing_left().await;
+    }
+}
+
+#[tokio::test]
+async fn needs_root_a_pod_whose_network_is_gone_is_refused_and_leaves_nothing() {
+    let test = "needs_root_a_pod_whose_network_is_gone_is_refused_and_leaves_nothing";
+    let Some(scene) = Scene::new(test, Script::default()) else { return };
+    let error = scene.launch_in("/run/netns/katanet-none".into()).await.expect_err("refused");
+    assert!(
+        error.message.starts_with("pod p1 cannot be launched: ") && error.message.contains("katanet-none"),
+        "{error}"
+    );
+    scene.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn needs_root_a_pod_stops_when_its_network_went_first() {
+    let test = "needs_root_a_pod_stops_when_its_network_went_first";
+    let Some(scene) = Scene::new(test, Script::default()) else { return };
+    let pod = scene.launch().await.expect("launched");
+    scene.stage.pod.run("ip link delete eth0");
+    drop(scene.stage);
+    pod.stop().await.expect("stopped");
+    assert!(!scene.root.path().join("kata-rs").exists());
+}
