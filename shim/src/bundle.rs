@@ -1,15 +1,15 @@
 //! A bundle's config.json: the folder containerd makes for each container.
 
 use std::{
-    collections::HashMap,
     io::Read,
     path::{Path, PathBuf},
 };
 
 use oci_spec::runtime::Spec;
 use pod::ErrorKind;
+use serde_json::Value;
 
-use crate::refusal::Refusal;
+use crate::{oci_json, refusal::Refusal};
 
 /// Largest config.json that is read; Kubernetes' own objects end at 1.5 MiB, and a spec is made from one.
 pub const CONFIG_LEN_MAX: u64 = 4 << 20;
@@ -17,18 +17,11 @@ pub const CONFIG_LEN_MAX: u64 = 4 << 20;
 /// Annotations that name the pod which a container belongs to: containerd's, and CRI-O's.
 pub const SANDBOX_ID_ANNOTATIONS: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 
-#[derive(serde::Deserialize)]
-struct Annotated {
-    #[serde(default)]
-    annotations: Option<HashMap<String, String>>,
-}
-
 /// The pod that the bundle's container belongs to, if it says so. A broken file says nothing here; `Create` reports it.
 pub fn sandbox_id(bundle: &Path) -> Option<String> {
-    let bytes = read(bundle).ok()?;
-    let annotated: Annotated = serde_json::from_slice(&bytes).ok()?;
-    let mut annotations = annotated.annotations?;
-    SANDBOX_ID_ANNOTATIONS.iter().find_map(|name| annotations.remove(*name)).filter(|id| !id.is_empty())
+    let config = tree(bundle)?;
+    let id = SANDBOX_ID_ANNOTATIONS.iter().find_map(|name| config["annotations"][name].as_str());
+    id.filter(|id| !id.is_empty()).map(str::to_owned)
 }
 
 /// What the bundle's container asks of the host itself.
@@ -42,8 +35,7 @@ pub struct Demands {
 
 /// What the bundle's container asks of the host itself; a broken file asks for nothing here.
 pub fn demands(bundle: &Path) -> Demands {
-    let parsed = read(bundle).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
-    let Some(config) = parsed else { return Demands::default() };
+    let Some(config) = tree(bundle) else { return Demands::default() };
     Demands {
         cgroups_path: config["linux"]["cgroupsPath"].as_str().map(str::to_owned),
         oom_score_adj: config["process"]["oomScoreAdj"].as_i64().and_then(|value| i32::try_from(value).ok()),
@@ -58,7 +50,7 @@ pub fn has_spec(bundle: &Path) -> bool {
 /// The bundle's container as OCI describes it.
 ///
 /// # Errors
-/// The file is missing, too large or broken: an invalid argument, which names file and place.
+/// The file is missing, too large or broken: an invalid argument, which names file and field.
 pub fn spec(bundle: &Path) -> Result<Spec, Refusal> {
     let path = config_path(bundle);
     let bytes = read(bundle).map_err(|error| {
@@ -67,15 +59,19 @@ pub fn spec(bundle: &Path) -> Result<Spec, Refusal> {
             format!("cannot read {}: {error}; is this the bundle that containerd made?", path.display()),
         )
     })?;
-    serde_json::from_slice(&bytes).map_err(|error| {
+    oci_json::parse(&bytes).map_err(|misfit| {
         Refusal::new(
             ErrorKind::InvalidArgument,
             format!(
-                "{} is not an OCI runtime configuration: {error}; correct it or make the container again",
+                "{} is not an OCI runtime configuration: {misfit}; correct it or make the container again",
                 path.display()
             ),
         )
     })
+}
+
+fn tree(bundle: &Path) -> Option<Value> {
+    serde_json::from_slice(&read(bundle).ok()?).ok()
 }
 
 fn config_path(bundle: &Path) -> PathBuf {

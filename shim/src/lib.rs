@@ -44,6 +44,7 @@ pub mod logfile;
 pub mod machine;
 pub mod malformed;
 pub mod metrics;
+pub mod oci_json;
 pub mod pod_cgroup;
 pub mod pod_files;
 pub mod pod_request;

@@ -10,7 +10,7 @@ use ttrpc::{
     r#async::{MethodHandler, Service, TtrpcContext},
 };
 
-use crate::refusal::{Refusal, code};
+use crate::refusal::Refusal;
 
 /// The same services, whose methods refuse what they cannot read.
 pub fn refused(mut services: HashMap<String, Service>) -> HashMap<String, Service> {
@@ -37,8 +37,7 @@ impl MethodHandler for Careful {
             // What a handler of ours says is in its answer; an error of its own is that the message could not be read.
             Err(error) => {
                 let sentence = format!("the request of {} is not a message of its kind: {error}", self.name);
-                let refusal = Refusal::new(ErrorKind::InvalidArgument, sentence);
-                let status = ttrpc::get_status(code(refusal.kind), refusal.message);
+                let status = Refusal::new(ErrorKind::InvalidArgument, sentence).into();
                 Ok(Response { status: Some(status).into(), ..Response::default() })
             }
             answer => answer,

@@ -80,7 +80,7 @@ impl PodRequest {
         annotations.extend(sizes(linux.and_then(|linux| linux.resources.as_ref())));
         Ok(Self {
             hostname: host_name_of(&config)?,
-            sysctls: linux.map(|linux| linux.sysctls.clone().into_iter().collect()).unwrap_or_default(),
+            sysctls: linux.map(|linux| sysctls(&linux.sysctls)).transpose()?.unwrap_or_default(),
             resolv_conf: config.dns_config.as_ref().map(resolv_conf).transpose()?.unwrap_or_default(),
             network: Some(request.netns_path.as_str()).filter(|path| !path.is_empty()).map(PathBuf::from),
             cgroup_parent: linux.map(|linux| linux.cgroup_parent.clone()).filter(|parent| !parent.is_empty()),
@@ -160,6 +160,17 @@ fn host_name_of(config: &PodSandboxConfig) -> Result<Option<String>, Refusal> {
         return Err(invalid("options.hostname", rule));
     }
     Ok(Some(name.to_owned()))
+}
+
+// The guest, which sets them, decides what it knows; here they have to be names and values at all.
+fn sysctls(asked: &HashMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
+    let is_name = |name: &str| name.split(['.', '/']).all(|part| !part.is_empty() && !part.contains('\0'));
+    if let Some((name, value)) = asked.iter().find(|(name, value)| !is_name(name) || value.contains('\0')) {
+        let rule =
+            format!("has {name:?} = {value:?}; a name is one like net.ipv4.ip_forward, and no value has a zero byte");
+        return Err(invalid("options.linux.sysctls", rule));
+    }
+    Ok(asked.clone().into_iter().collect())
 }
 
 // What containerd's CRI says of a pause container by annotations, so that a pod has one size either way. The author's own words under

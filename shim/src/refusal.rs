@@ -5,6 +5,9 @@ use std::fmt;
 use pod::{ErrorKind, PodError};
 use ttrpc::Code;
 
+/// Longest message that is sent. Most quote what they refuse, which may be as long as the request; an answer that ttrpc cannot carry is none.
+const MESSAGE_LEN_MAX: usize = 16 << 10;
+
 /// A refused request: a code and one sentence, which `ctr` and the kubelet show as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -57,10 +60,24 @@ impl From<PodError> for Refusal {
     }
 }
 
+impl From<Refusal> for ttrpc::Status {
+    fn from(refusal: Refusal) -> Self {
+        ttrpc::get_status(code(refusal.kind), within_limit(refusal.message))
+    }
+}
+
 impl From<Refusal> for ttrpc::Error {
     fn from(refusal: Refusal) -> Self {
-        Self::RpcStatus(ttrpc::get_status(code(refusal.kind), refusal.message))
+        Self::RpcStatus(refusal.into())
     }
+}
+
+fn within_limit(mut message: String) -> String {
+    if message.len() > MESSAGE_LEN_MAX {
+        message.truncate(message.floor_char_boundary(MESSAGE_LEN_MAX));
+        message.push_str("...");
+    }
+    message
 }
 
 /// The table: every kind of failure as gRPC names it (google/rpc/code.proto), which is what containerd reads.
@@ -91,5 +108,13 @@ mod tests {
         let ttrpc::Error::RpcStatus(status) = Refusal::from(error).into() else { panic!("a status") };
         assert_eq!(status.code(), Code::UNAVAILABLE);
         assert_eq!(status.message(), "cannot start the VMM: no such file");
+    }
+
+    #[test]
+    fn a_message_that_quotes_a_huge_value_is_still_an_answer() {
+        let refusal = Refusal::new(ErrorKind::InvalidArgument, "hostname ".to_owned() + &"ä".repeat(1 << 20));
+        let status = ttrpc::Status::from(refusal);
+        assert!(status.message().starts_with("hostname ä") && status.message().ends_with("ä..."));
+        assert!(status.message().len() <= MESSAGE_LEN_MAX + 3);
     }
 }

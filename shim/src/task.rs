@@ -29,7 +29,7 @@ use crate::{
     giving_up,
     group::Group,
     lifecycle::Phase,
-    malformed, metrics,
+    malformed, metrics, oci_json,
     pod_request::PodRequest,
     refusal::Refusal,
     stdio::Paths,
@@ -324,10 +324,5 @@ fn new_exec(request: ExecProcessRequest) -> Result<NewExec, Refusal> {
 // containerd wraps OCI objects as JSON in an `Any` whose type names them; only the JSON is of interest.
 fn oci_object<T: DeserializeOwned>(what: &str, any: Option<&Any>) -> Result<T, Refusal> {
     let bytes = any.map(|any| any.value.as_slice()).unwrap_or_default();
-    // serde would take a list for an object whose fields all have a default.
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
-        return Err(invalid(format!("the request's OCI {what} object is broken: it is a list")));
-    }
-    serde_json::from_slice(bytes)
-        .map_err(|error| invalid(format!("the request's OCI {what} object is broken: {error}")))
+    oci_json::parse(bytes).map_err(|misfit| invalid(format!("the request's OCI {what} object is broken: {misfit}")))
 }

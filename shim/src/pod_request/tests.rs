@@ -144,6 +144,12 @@ fn what_a_machine_cannot_give_is_refused_by_its_field() {
         })
     };
     let node = protobuf::EnumOrUnknown::new(NamespaceMode::NODE);
+    let sysctl = |name: &str, value: &str| {
+        with_linux(LinuxPodSandboxConfig {
+            sysctls: [(name.to_owned(), value.to_owned())].into(),
+            ..LinuxPodSandboxConfig::default()
+        })
+    };
     let dns = |dns: DNSConfig| PodSandboxConfig { dns_config: Some(dns).into(), ..PodSandboxConfig::default() };
     for (config, field) in [
         (namespaces(NamespaceOption { network: node, ..NamespaceOption::default() }), "namespace_options.network"),
@@ -154,6 +160,9 @@ fn what_a_machine_cannot_give_is_refused_by_its_field() {
         ),
         (PodSandboxConfig { hostname: "a b".into(), ..PodSandboxConfig::default() }, "options.hostname"),
         (PodSandboxConfig { hostname: "x".repeat(65), ..PodSandboxConfig::default() }, "options.hostname"),
+        (sysctl("net..x", "1"), "linux.sysctls"),
+        (sysctl("/kernel/x", "1"), "linux.sysctls"),
+        (sysctl("kernel.domainname", "a\0b"), "linux.sysctls"),
         (dns(DNSConfig { servers: vec!["1.2.3.4\nsearch evil".into()], ..DNSConfig::default() }), "dns_config.servers"),
         (dns(DNSConfig { searches: vec!["a".into(); 65], ..DNSConfig::default() }), "dns_config.searches"),
     ] {
@@ -170,7 +179,104 @@ fn options_of_another_type_are_refused() {
     assert!(refusal.message.contains("options") && refusal.message.contains("containerd.runc.v1.Options"));
 }
 
+/// What containerd sends for a pod of the kubelet's, with a bit of everything.
+fn whole_config() -> PodSandboxConfig {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let pod = protobuf::EnumOrUnknown::new(NamespaceMode::POD);
+    PodSandboxConfig {
+        hostname: "web-0".into(),
+        annotations: [("io.kata-rs.vcpus".to_owned(), "1".to_owned())].into(),
+        dns_config: Some(DNSConfig {
+            servers: words(&["10.0.0.2"]),
+            searches: words(&["ns.svc", "svc"]),
+            options: words(&["ndots:5"]),
+            ..DNSConfig::default()
+        })
+        .into(),
+        ..with_linux(LinuxPodSandboxConfig {
+            cgroup_parent: "/kubepods/pod7".into(),
+            sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
+            security_context: Some(LinuxSandboxSecurityContext {
+                namespace_options: Some(NamespaceOption {
+                    network: pod,
+                    pid: pod,
+                    ipc: pod,
+                    ..NamespaceOption::default()
+                })
+                .into(),
+                ..LinuxSandboxSecurityContext::default()
+            })
+            .into(),
+            resources: Some(LinuxContainerResources {
+                cpu_period: 100_000,
+                cpu_quota: 50_000,
+                memory_limit_in_bytes: 256 << 20,
+                ..LinuxContainerResources::default()
+            })
+            .into(),
+            ..LinuxPodSandboxConfig::default()
+        })
+    }
+}
+
+/// The same as bytes, with a few of them changed, left out, repeated or put in.
+fn mutated_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let change = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>(), 0_u8..4);
+    prop::collection::vec(change, 1..6).prop_map(|changes| {
+        let mut bytes = whole_config().write_to_bytes().expect("bytes");
+        for (here, there, byte, kind) in changes {
+            let (from, to) = (here.index(bytes.len() + 1), there.index(bytes.len() + 1));
+            let (from, to) = (from.min(to), from.max(to));
+            match kind {
+                0 => bytes.iter_mut().skip(from).take(1).for_each(|place| *place = byte),
+                1 => bytes.insert(from, byte),
+                2 => drop(bytes.drain(from..to)),
+                _ => bytes.extend_from_within(from..to),
+            }
+        }
+        bytes
+    })
+}
+
+// Nothing that reaches the pod is more than its file, its kernel or its machine can take.
+fn check_taken(request: PodRequest) -> Result<(), TestCaseError> {
+    let lines = request.resolv_conf.lines().count();
+    prop_assert!(lines <= 2 + MOST_DNS_WORDS, "{:?}", request.resolv_conf);
+    prop_assert!(request.resolv_conf.bytes().all(|byte| byte.is_ascii_graphic() || b" \n".contains(&byte)));
+    prop_assert!(request.sysctls.iter().all(|(name, value)| !name.is_empty() && !value.contains('\0')));
+    match MachineSize::of_pod(Some(&request.annotations), None, &configuration()) {
+        Ok(size) => prop_assert!(request.spec(group(), &size).hostname.len() <= HOST_NAME_LEN_MAX),
+        Err(error) => {
+            prop_assert_eq!(error.kind, ErrorKind::InvalidArgument);
+            prop_assert!(error.message.contains("io.k"), "no annotation is named: {}", error.message);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_whole_config_is_a_pod() {
+    let request = asked(&whole_config()).expect("a pod");
+    assert_eq!(
+        (request.hostname.as_deref(), request.cgroup_parent.as_deref()),
+        (Some("web-0"), Some("/kubepods/pod7"))
+    );
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn a_damaged_config_is_a_pod_or_an_invalid_argument_that_names_the_field(bytes in mutated_bytes()) {
+        match PodRequest::of_sandbox(&request(SANDBOX_CONFIG_TYPE, bytes)) {
+            Ok(request) => check_taken(request)?,
+            Err(refusal) => {
+                prop_assert_eq!(refusal.kind, ErrorKind::InvalidArgument);
+                prop_assert!(refusal.message.starts_with("options"), "{}", refusal.message);
+            }
+        }
+    }
+
     #[test]
     fn any_bytes_are_a_pod_or_an_invalid_argument(bytes in prop::collection::vec(any::<u8>(), 0..200), known in any::<bool>()) {
         let type_url = if known { SANDBOX_CONFIG_TYPE } else { "" };
