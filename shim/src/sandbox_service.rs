@@ -174,7 +174,7 @@ impl SandboxService {
 
     async fn metrics(&self, id: &str) -> Result<SandboxMetricsResponse, Refusal> {
         self.look(id)?;
-        let stats = self.containers.stats_of_all().await?;
+        let stats = self.containers.stats_of_pod().await?;
         let figures =
             metrics::envelope(&stats).map_err(|error| Refusal::new(ErrorKind::Internal, error.to_string()))?;
         let mut response = SandboxMetricsResponse::default();

@@ -154,8 +154,11 @@ impl HostCgroup {
     /// What the pod costs the host, in the words of cgroup version 2 whatever the host has.
     ///
     /// # Errors
-    /// Nothing can be read: the cgroup is gone, or was never made.
-    pub fn usage(&self) -> io::Result<agent_protocol::messages::StatsResponse> {
+    /// It would not be the pod's: others are counted here too, or not all of the pod is. Or nothing can be read: the cgroup is gone, or was never made.
+    pub fn cost(&self) -> io::Result<agent_protocol::messages::StatsResponse> {
+        if !self.own || !self.problems.is_empty() {
+            return Err(io::Error::other("the cgroup does not count the pod and nothing else"));
+        }
         usage::usage(&self.places)
     }
 

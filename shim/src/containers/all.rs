@@ -7,7 +7,7 @@ use pod::{ErrorKind, PodError};
 use tokio::time::timeout;
 
 use super::Containers;
-use crate::{lock::held, refusal::Refusal};
+use crate::{lock::held, pod_cgroup, refusal::Refusal};
 
 impl Containers {
     /// Asks every container to end, and waits until all have, at most for `patience`.
@@ -29,11 +29,18 @@ impl Containers {
         }
     }
 
-    /// The figures of all containers in sum.
+    /// The pod's figures. Those of its cgroup on the host, where all of it is counted: containerd tells the same of a pod with a pause container, and
+    /// the kubelet holds them against the pod's limits and overhead. Where no cgroup is the pod's alone, the sum over its containers.
     ///
     /// # Errors
     /// The machine does not answer.
-    pub async fn stats_of_all(&self) -> Result<StatsResponse, Refusal> {
+    pub async fn stats_of_pod(&self) -> Result<StatsResponse, Refusal> {
+        let inside = self.sum_inside().await?;
+        let cost = self.host.get().and_then(pod_cgroup::current).and_then(|cgroup| cgroup.cost().ok());
+        Ok(of_pod(cost, inside))
+    }
+
+    async fn sum_inside(&self) -> Result<StatsResponse, Refusal> {
         let pod = self.machine.pod().await?;
         let mut sum = StatsResponse { memory_max: u64::MAX, swap_max: u64::MAX, ..StatsResponse::default() };
         for process in self.table.made().iter().filter(|process| is_container(process)) {
@@ -45,6 +52,14 @@ impl Containers {
             }
         }
         Ok(sum)
+    }
+}
+
+// The host sees the machine's process and nothing of its network.
+fn of_pod(cost: Option<StatsResponse>, inside: StatsResponse) -> StatsResponse {
+    match cost {
+        Some(cost) => StatsResponse { interfaces: inside.interfaces, ..cost },
+        None => inside,
     }
 }
 
@@ -77,6 +92,8 @@ fn add(sum: &mut StatsResponse, stats: StatsResponse) {
         *total = total.saturating_add(figure);
     }
     stats.io.into_iter().for_each(|device| add_device(sum, device));
+    // Of the machine, so every container tells the same.
+    sum.interfaces = stats.interfaces;
 }
 
 fn add_device(sum: &mut StatsResponse, device: DeviceIo) {
@@ -94,7 +111,24 @@ fn add_device(sum: &mut StatsResponse, device: DeviceIo) {
 
 #[cfg(test)]
 mod tests {
+    use agent_protocol::messages::Interface;
+
     use super::*;
+
+    #[test]
+    fn a_pod_costs_what_its_cgroup_on_the_host_says_and_talks_through_the_guests_interfaces() {
+        let interfaces = vec![Interface { name: "eth0".into(), rx_bytes: 5, ..Interface::default() }];
+        let inside = StatsResponse { memory_current: 2, interfaces: interfaces.clone(), ..StatsResponse::default() };
+        let cost = StatsResponse { memory_current: 40, pids_current: 9, ..StatsResponse::default() };
+        let mut sum = StatsResponse::default();
+        add(&mut sum, inside.clone());
+        add(&mut sum, inside);
+        assert_eq!(
+            of_pod(None, sum.clone()),
+            StatsResponse { memory_current: 4, interfaces: interfaces.clone(), ..StatsResponse::default() }
+        );
+        assert_eq!(of_pod(Some(cost.clone()), sum), StatsResponse { interfaces, ..cost });
+    }
 
     #[test]
     fn figures_add_up_and_devices_meet() {

@@ -119,14 +119,20 @@ fn needs_root_an_operators_cgroup_with_others_inside_is_left_to_them() {
 
 #[test]
 fn needs_root_what_runs_inside_is_counted() {
-    let Some(cgroup) = made("usage/pod") else { return };
+    let Some(mut cgroup) = made("usage/pod") else { return };
     let child = Inside::of(&cgroup);
-    let usage = cgroup.usage().expect("read");
+    let usage = cgroup.cost().expect("read");
     assert_eq!((usage.pids_current, cgroup.oom_kills()), (1, 0));
     assert_eq!((usage.memory_max, usage.pids_max), (u64::MAX, 0), "there are no limits of ours");
+    cgroup.own = false;
+    assert!(cgroup.cost().is_err(), "others may be counted here");
+    cgroup.own = true;
+    cgroup.problems.push("not entered".to_owned());
+    assert!(cgroup.cost().is_err(), "the pod is counted elsewhere");
+    cgroup.problems.clear();
     drop(child);
     assert_eq!(cgroup.end(), Vec::<String>::new());
-    assert!(cgroup.usage().is_err(), "a cgroup that is gone costs nothing, and says so");
+    assert!(cgroup.cost().is_err(), "a cgroup that is gone costs nothing, and says so");
 }
 
 #[test]
