@@ -18,6 +18,7 @@ use containerd_shim_protos::{
     types::introspection::RuntimeInfo,
 };
 use protobuf::{Message, well_known_types::any::Any};
+use rustix::process::Pid;
 use ttrpc::context;
 
 /// A state folder and some bundles; the daemons that are left are ended at the end.
@@ -299,8 +300,7 @@ fn a_daemon_that_does_not_answer_is_killed_by_delete() {
     let bundle = host.bundle("c", ALONE);
     let socket = plain_address(&host.start(&bundle, "c", b""));
     let peer = UnixStream::connect(&socket).expect("connected");
-    let pid = rustix::net::sockopt::socket_peercred(&peer).expect("peer").pid;
-    rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopped");
+    rustix::process::kill_process(daemon_of(&socket), rustix::process::Signal::STOP).expect("stopped");
     let output = run(host.shim(&bundle, "c", "delete"), b"");
     assert!(output.status.success(), "{output:?}");
     assert_eq!((&peer).read(&mut [0]).unwrap_or(0), 0, "nothing answered, and the connection is over");
@@ -318,6 +318,49 @@ fn a_start_that_cannot_tell_its_address_takes_its_daemon_back() {
 }
 
 #[test]
+fn the_daemon_is_as_dear_to_the_host_as_its_container_is_said_to_be() {
+    let host = Host::new();
+    let score = |name: &str, wanted: i64| {
+        let config = format!(r#"{{"ociVersion":"1.0.2","process":{{"cwd":"/","user":{{}},"oomScoreAdj":{wanted}}}}}"#);
+        let socket = plain_address(&host.start(&host.bundle(name, &config), name, b""));
+        fs::read_to_string(format!("/proc/{}/oom_score_adj", daemon_of(&socket).as_raw_nonzero())).expect("it runs")
+    };
+    assert_eq!(score("expendable", 789).trim(), "789");
+    // Dearer than who starts it takes a capability that not every host's containerd has; the container starts all the same.
+    let ours = fs::read_to_string("/proc/self/oom_score_adj").expect("read");
+    let dear = score("dear", -998);
+    assert!(["-998", ours.trim()].contains(&dear.trim()), "{dear}");
+    assert_eq!(score("mistaken", 1001), ours, "what is no score changes nothing");
+}
+
+#[test]
+fn needs_root_a_daemon_that_was_killed_after_it_gave_up_its_socket_leaves_no_cgroup() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "needs root, and in CI nothing is skipped");
+        return eprintln!("skipped: needs root");
+    }
+    let host = Host::new();
+    let path = format!("kata-rs-{}-given-up", std::process::id());
+    let bundle = host.bundle("c", &format!(r#"{{"ociVersion":"1.0.2","linux":{{"cgroupsPath":"/{path}/c"}}}}"#));
+    let socket = plain_address(&host.start(&bundle, "c", b""));
+    let inside = fs::read_to_string(format!("/proc/{}/cgroup", daemon_of(&socket).as_raw_nonzero())).expect("it runs");
+    assert!(inside.contains(&path), "{inside}");
+    kill_daemon(&socket);
+    // What an ending daemon does first; the cgroup it leaves last, when nothing is in it any more.
+    fs::remove_file(&socket).expect("removed");
+    assert!(
+        host.sockets().iter().any(|left| left.extension().is_some_and(|name| name == "cgroup")),
+        "there is a record"
+    );
+    assert!(run(host.shim(&bundle, "c", "delete"), b"").status.success());
+    assert_eq!(host.sockets(), Vec::<PathBuf>::new());
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").expect("a tree").flatten().map(|entry| entry.path());
+    let left: Vec<_> =
+        hierarchies.chain(["/sys/fs/cgroup".into()]).map(|root| root.join(&path)).filter(|f| f.exists()).collect();
+    assert_eq!(left, Vec::<PathBuf>::new());
+}
+
+#[test]
 fn info_and_version_need_no_containerd() {
     let shim = || Command::new(env!("CARGO_BIN_EXE_containerd-shim-kata-rs-v2"));
     let info = shim().arg("-info").stdin(Stdio::null()).output().expect("ran");
@@ -331,9 +374,13 @@ fn info_and_version_need_no_containerd() {
 }
 
 // The peer of the socket is the daemon, not the `start` that bound it.
+fn daemon_of(socket: &Path) -> Pid {
+    let peer = UnixStream::connect(socket).expect("connected");
+    rustix::net::sockopt::socket_peercred(&peer).expect("peer").pid
+}
+
 fn kill_daemon(socket: &Path) {
     let peer = UnixStream::connect(socket).expect("connected");
-    let pid = rustix::net::sockopt::socket_peercred(&peer).expect("peer").pid;
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+    rustix::process::kill_process(daemon_of(socket), rustix::process::Signal::KILL).expect("killed");
     let _ = (&peer).read(&mut [0]);
 }

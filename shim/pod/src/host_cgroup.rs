@@ -6,6 +6,9 @@
 //!  shim daemon, at its end ── moves itself out ── removes the folders ── removes the record
 //!  shim delete, after a crash ── kills what is left inside ── removes the folders ── removes the record
 //! ```
+//! The socket goes before all of that: as long as a pod ends, a new one of its name must not find it. A daemon that is killed in between leaves what
+//! one that is killed at any other time leaves, and containerd, which runs `delete` whenever the connection to a shim is over, takes it away.
+//!
 //! Nobody is moved after it has done anything: a process moves itself while it is alone, and everything else is born inside. That needs no gate
 //! between fork and exec and works on version 1 and 2 alike. On version 1 a single thread that moves itself through `tasks` also takes no
 //! lock of the whole host, which moving somebody else through `cgroup.procs` does (kernel/cgroup/cgroup.c, cgroup_procs_write_start).

@@ -235,6 +235,9 @@ fn oom_score(subject: &Subject) -> anyhow::Result<()> {
     let template = Template::sh("cat /proc/self/oom_score_adj").resources(|limits| limits.oom_score_adj = 987);
     let (_, printed) = pod.run_to_end(template)?;
     same("oom_score_adj", printed.trim(), "987")?;
+    let container = pod.start(Template::pause().resources(|limits| limits.oom_score_adj = 986))?;
+    let printed = container.sh("cat /proc/1/oom_score_adj /proc/self/oom_score_adj")?;
+    same("oom_score_adj of the container and of an exec", printed.as_str(), "986\n986\n")?;
     Ok(pod.remove()?)
 }
 
