@@ -211,9 +211,9 @@ fn read_kernel_head(file: &File) -> io::Result<(Vec<u8>, u64)> {
     Ok((head, metadata.len()))
 }
 
-/// Software KVM shows the guest the host's processor, and has not all that it has: where that has INVPCID or pages of 1 GiB, as AMD's newer
-/// ones do, Linux would use them, and KVM ends the machine or faults.
-const PVM_WORDS: &str = "noinvpcid nogbpages";
+/// Software KVM shows the guest the host's processor, and has not all that it has: where that has pages of 1 GiB, Linux would use them above
+/// 4 GiB of memory, and fault. (INVPCID is another; the kernel's patch keeps off it.)
+const PVM_WORDS: &str = "nogbpages";
 
 fn command_line(
     flavour: Flavour,
