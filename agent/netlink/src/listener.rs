@@ -1,9 +1,9 @@
 //! Hears of changes that others make.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use rustix::io::Errno;
+use rustix::{io::Errno, net::RecvFlags};
 
 use crate::{Result, Socket, reply::Reply, socket::failed};
 
@@ -62,11 +62,26 @@ impl Listener {
     /// The socket fails, or the kernel says what we do not understand.
     #[expect(clippy::should_implement_trait, reason = "an endless wait is no iterator")]
     pub fn next(&mut self) -> Result<News> {
-        match self.socket.overhear() {
-            Err(Errno::NOBUFS) => Ok(News::Lost),
-            Err(errno) => Err(failed("receive")(errno)),
-            Ok(replies) => Ok(News::Changes(replies?.into_iter().filter_map(item).collect())),
+        read(self.socket.overhear(RecvFlags::empty()))
+    }
+
+    /// The news that there are already, without waiting.
+    ///
+    /// # Errors
+    /// As [`Listener::next`].
+    pub fn try_next(&mut self) -> Result<Option<News>> {
+        match self.socket.overhear(RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN) => Ok(None),
+            heard => read(heard).map(Some),
         }
+    }
+}
+
+fn read(heard: std::result::Result<Result<Vec<Reply<RouteNetlinkMessage>>>, Errno>) -> Result<News> {
+    match heard {
+        Err(Errno::NOBUFS) => Ok(News::Lost),
+        Err(errno) => Err(failed("receive")(errno)),
+        Ok(replies) => Ok(News::Changes(replies?.into_iter().filter_map(item).collect())),
     }
 }
 
@@ -74,6 +89,12 @@ fn item(reply: Reply<RouteNetlinkMessage>) -> Option<RouteNetlinkMessage> {
     match reply {
         Reply::Item(item) => Some(item),
         _ => None,
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 
@@ -112,6 +133,8 @@ mod tests {
             assert!(heard.iter().any(up), "{heard:?}");
             let News::Changes(heard) = addresses.next().expect("heard") else { panic!("nothing is lost") };
             assert!(heard.iter().all(|m| matches!(m, RouteNetlinkMessage::NewAddress(_))), "{heard:?}");
+            while links.try_next().expect("heard").is_some() {}
+            assert_eq!(links.try_next().expect("asked"), None, "nothing is waited for");
         });
     }
 

@@ -132,20 +132,20 @@ impl Socket {
 
     /// What the kernel answers to the last question.
     fn receive<M: Message>(&mut self) -> Result<(Vec<Reply<M>>, bool)> {
-        let len = self.receive_datagram().map_err(failed("receive"))?;
+        let len = self.receive_datagram(RecvFlags::empty()).map_err(failed("receive"))?;
         reply::read(&self.buffer[..len], Some(self.sequence))
     }
 
     /// Whatever comes, for a listener.
-    pub(crate) fn overhear<M: Message>(&mut self) -> std::result::Result<Result<Vec<Reply<M>>>, Errno> {
-        let len = self.receive_datagram()?;
+    pub(crate) fn overhear<M: Message>(&mut self, how: RecvFlags) -> std::result::Result<Result<Vec<Reply<M>>>, Errno> {
+        let len = self.receive_datagram(how)?;
         Ok(reply::read(&self.buffer[..len], None).map(|(replies, _)| replies))
     }
 
     /// The next datagram of the kernel. Anybody may write to a netlink socket; nobody else is listened to.
-    fn receive_datagram(&mut self) -> std::result::Result<usize, Errno> {
+    fn receive_datagram(&mut self, how: RecvFlags) -> std::result::Result<usize, Errno> {
         loop {
-            match recvfrom(&self.fd, self.buffer.as_mut_slice(), RecvFlags::TRUNC) {
+            match recvfrom(&self.fd, self.buffer.as_mut_slice(), how | RecvFlags::TRUNC) {
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
                 Ok((_, _, sender)) if !is_kernel(sender.as_ref()) => {}

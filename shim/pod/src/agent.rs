@@ -148,6 +148,12 @@ impl Agent {
         self.call("set up the pod", Patience::WhileItMoves, rpc).await.map(drop)
     }
 
+    pub(crate) async fn update_network(&self, network: m::Network) -> Result<(), PodError> {
+        let request = m::UpdateNetworkRequest { network: protobuf::MessageField::some(network), ..Default::default() };
+        let rpc = |client: AgentClient, context| async move { client.update_network(context, &request).await };
+        self.call("change the network", Patience::Within(CALL_DEADLINE), rpc).await.map(drop)
+    }
+
     pub(crate) async fn create_container(&self, request: m::CreateContainerRequest) -> Result<u32, PodError> {
         let rpc = |client: AgentClient, context| async move { client.create_container(context, &request).await };
         self.call("create the container", Patience::WhileItMoves, rpc).await.map(|made| made.pid)

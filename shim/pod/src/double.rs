@@ -73,6 +73,8 @@ pub(crate) struct Double {
     pub seen: Arc<Mutex<Seen>>,
     /// Ends the machine, like a panic of the guest.
     pub crash: Arc<Notify>,
+    /// The agent was told of a changed network.
+    pub network_changed: Arc<Notify>,
 }
 
 impl Double {
@@ -172,6 +174,7 @@ async fn live(double: Double, ends: MachineEnds) {
     let agent = Arc::new(FakeAgent {
         seen: Arc::clone(&double.seen),
         crash: Arc::clone(&double.crash),
+        network_changed: Arc::clone(&double.network_changed),
         ..FakeAgent::default()
     });
     tokio::spawn(accept_streams(net::UnixListener::from(hybrid), Arc::clone(&agent)));
@@ -275,6 +278,7 @@ struct FakeProcess {
 struct FakeAgent {
     seen: Arc<Mutex<Seen>>,
     crash: Arc<Notify>,
+    network_changed: Arc<Notify>,
     streams: Mutex<BTreeMap<u64, UnixStream>>,
     processes: Mutex<BTreeMap<Key, FakeProcess>>,
 }
@@ -329,6 +333,12 @@ impl Agent for FakeAgent {
             return status(ttrpc::Code::INTERNAL, "cannot mount the share: No such device");
         }
         Ok(m::ConfigurePodResponse::new())
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, request: m::UpdateNetworkRequest) -> ttrpc::Result<m::Empty> {
+        self.seen.lock().expect("whole").network = request.network.clone().unwrap_or_default();
+        self.network_changed.notify_one();
+        Ok(m::Empty::new())
     }
 
     async fn create_container(

@@ -24,7 +24,8 @@ use self::prepare::Prepared;
 #[cfg(test)]
 pub(crate) use self::prepare::server_connection;
 use crate::{
-    PodError, PodSpec, agent::Agent, launcher::Launcher, moment::mark, state_dir::StateDir, teardown::Acquired,
+    PodError, PodSpec, agent::Agent, launcher::Launcher, moment::mark, network::Watch, state_dir::StateDir,
+    teardown::Acquired,
 };
 
 /// A pod that runs, before it has an owner.
@@ -52,6 +53,8 @@ struct Common {
     state: Arc<StateDir>,
     /// What the guest is told of its network.
     network: Network,
+    /// Hears of what changes there.
+    watch: Option<Watch>,
     marks: Vec<Mark>,
 }
 
@@ -93,6 +96,7 @@ impl Greeted {
             return Err(common.unwind(error).await);
         }
         common.mark("pod configured");
+        common.acquired.watching = common.watch.take().map(|watch| watch.begin(agent));
         Ok(Launched { acquired: common.acquired, state: common.state, marks: common.marks })
     }
 }

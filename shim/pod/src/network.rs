@@ -12,6 +12,7 @@
 //! - [`namespace`] enters the namespace for a moment; [`picture`] reads all that it has; [`plan`] decides; [`tap`] and [`attach`] act.
 //! - [`wording`] says in the guest's words what the kernel says.
 //! - [`undo`] takes away what outlives the taps.
+//! - [`watch`] tells the guest of what changes later.
 //!
 //! # What is left when everybody dies
 //! A tap goes with its last descriptor, which the VMM holds, and takes its own filter along. What stays is the filter at the plugin's interface. It is in the
@@ -32,6 +33,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod undo;
+mod watch;
 mod wording;
 
 use std::{os::fd::OwnedFd, path::Path};
@@ -43,12 +45,15 @@ use netlink::{
     packet::RouteNetlinkMessage,
 };
 
-pub(crate) use self::undo::Joined;
 use self::{
     namespace::Namespace,
     picture::Picture,
     plan::{Joint, Plan},
     tap::{QUEUES_MAX, Tap},
+};
+pub(crate) use self::{
+    undo::Joined,
+    watch::{Watch, Watching},
 };
 use crate::{
     ErrorKind, PodError,
@@ -75,6 +80,8 @@ pub(crate) struct Attached {
     pub devices: Vec<Device>,
     /// What is to be undone, if anything is.
     pub joined: Option<Joined>,
+    /// Hears of what changes there.
+    pub watch: Option<Watch>,
 }
 
 /// Joins the namespace at `path` to a machine of so many vCPUs. What will have to be undone is recorded before it is done; on failure it is undone.
@@ -84,12 +91,13 @@ pub(crate) struct Attached {
 pub(crate) fn attach(path: &Path, vcpus: u8, record: &Record) -> Result<Attached, PodError> {
     let namespace = Namespace::open(path)?;
     namespace.within(|| {
+        let listener = watch::listen().map_err(unread)?;
         let mut socket = Socket::open().map_err(unread)?;
         let picture = Picture::read(&mut socket).map_err(unread)?;
         picture.unsaid.iter().for_each(|what| log::warn!("left out of the pod's network: {what}"));
         let Plan { joints, network } = Plan::of(picture)?;
         if joints.is_empty() {
-            return Ok(Attached { network, devices: Vec::new(), joined: None });
+            return Ok(Attached { network, ..Attached::default() });
         }
         let traces = joints.iter().map(|joint| joint.trace.clone()).collect();
         let joined = Joined { namespace: namespace.path().to_owned(), identity: namespace.identity(), traces };
@@ -99,7 +107,10 @@ pub(crate) fn attach(path: &Path, vcpus: u8, record: &Record) -> Result<Attached
         let queues = usize::from(vcpus).clamp(1, QUEUES_MAX);
         let made: Result<Vec<Device>, PodError> = joints.iter().map(|joint| join(&mut socket, joint, queues)).collect();
         match made {
-            Ok(devices) => Ok(Attached { network, devices, joined: Some(joined) }),
+            Ok(devices) => {
+                let watch = Some(Watch::new(listener, socket, joints, network.clone()));
+                Ok(Attached { network, devices, joined: Some(joined), watch })
+            }
             Err(error) => {
                 let left = joined.undo_here(&mut socket).err().map(|error| error.to_string());
                 Err(error.with_tail("left behind", &left.unwrap_or_default()))

@@ -6,7 +6,7 @@ use crate::{
     agent::{Agent, POWER_OFF_DEADLINE},
     console::Tail,
     machine::Machine,
-    network::Joined,
+    network::{Joined, Watching},
     process::Spawned,
     share::Share,
     state_dir,
@@ -26,6 +26,8 @@ pub(crate) struct Acquired {
     pub state_dir: Option<PathBuf>,
     /// What sends the pod's frames to the machine.
     pub network: Option<Joined>,
+    /// What tells the guest of changes there.
+    pub watching: Option<Watching>,
     /// The share tree's thread.
     pub share: Option<Share>,
     /// The file server.
@@ -46,6 +48,7 @@ impl Acquired {
     /// Gives everything up; every step is tried. Tells what could not be undone.
     pub(crate) async fn undo(self, guest_has_work: bool) -> Vec<String> {
         let mut problems = Vec::new();
+        drop(self.watching);
         if let Some(machine) = &self.machine {
             if let (Some(agent), true) = (&self.agent, guest_has_work) {
                 power_off(agent, machine).await;

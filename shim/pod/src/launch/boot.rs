@@ -35,14 +35,15 @@ impl Prepared {
         let starting = tokio::task::spawn_blocking(move || {
             let network = network(&pod, &carried)?;
             theirs.networks = network.devices;
-            let joined = (network.network, network.joined, mark("network joined"));
+            let joined = (network.network, network.joined, network.watch, mark("network joined"));
             let process = starter.start(&pod, &mut control, theirs, &carried);
             Ok((joined, process.map(|process| (process, control))))
         });
         let shared = launcher.share(common.state.path(), server);
         let started = starting.await.unwrap_or_else(|e| Err(PodError::host("the launch was interrupted", e)));
-        let started = started.and_then(|((network, joined, mark), started)| {
+        let started = started.and_then(|((network, joined, watch, mark), started)| {
             common.network = network;
+            common.watch = watch;
             common.acquired.network = joined;
             common.marks.push(mark);
             started

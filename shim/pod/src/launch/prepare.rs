@@ -55,7 +55,7 @@ impl Prepared {
             PodError::host(format!("cannot prepare {}", pod.state_dir.display()), error)
                 .with_tail("left behind", &left.join("\n"))
         })?;
-        let mut common = Common { pod, acquired, state, network: Network::default(), marks: vec![asked] };
+        let mut common = Common { pod, acquired, state, network: Network::default(), watch: None, marks: vec![asked] };
         common.mark("state folder ready");
         Ok(Self { common, carried, sockets })
     }

@@ -156,6 +156,19 @@ fn check_all(joints: &[Joint]) -> Result<(), PodError> {
     Ok(())
 }
 
+/// What there is to tell now of interfaces that were joined before; one that is gone is not told of.
+pub(crate) fn told_now(picture: Picture, joined: &[Joint]) -> m::Network {
+    let still = |joint: &Joint| {
+        let link = picture.link(joint.trace.index).filter(|link| link.is_up() && link.mac == joint.mac)?;
+        let trace = Trace { name: link.name.clone(), ..joint.trace.clone() };
+        // The machine's device takes no larger packets than it began with.
+        let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX).min(joint.mtu);
+        Some(Joint { trace, mac: joint.mac, mtu })
+    };
+    let joints: Vec<Joint> = joined.iter().filter_map(still).collect();
+    told(picture, &joints)
+}
+
 /// What there is to tell about the interfaces that are joined, and about none.
 fn told(picture: Picture, joints: &[Joint]) -> m::Network {
     let reachable: BTreeSet<String> =
@@ -325,6 +338,18 @@ mod tests {
         let network = Plan::of(picture).expect("planned").network;
         assert_eq!(network.routes.iter().map(|r| r.interface.as_str()).collect::<Vec<_>>(), ["eth0", ""]);
         assert!(network.neighbours.is_empty());
+    }
+
+    #[test]
+    fn what_changed_since_is_told_of_the_interfaces_that_are_still_there() {
+        let links = vec![veth(2, "eth0"), veth(3, "net1"), veth(4, "net2")];
+        let joints = Plan::of(picture(links)).expect("planned").joints;
+        let narrower = Link { mtu: 1300, name: "eth9".to_owned(), ..veth(2, "eth0") };
+        let wider = Link { mtu: 9000, ..veth(3, "net1") };
+        let replaced = Link { mac: vec![2, 9, 9, 9, 9, 9], ..veth(4, "net2") };
+        let network = told_now(picture(vec![narrower, wider, replaced, veth(5, "net3")]), &joints);
+        let told: Vec<_> = network.interfaces.iter().map(|i| (i.name.as_str(), i.mtu)).collect();
+        assert_eq!(told, [("eth9", 1300), ("net1", 1500)]);
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! Stories of pods that have a network, told with a machine inside the test, as root.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use agent_protocol::messages::InterfaceAddress;
 
 use super::stage::{Stage, lose_their_taps};
 use crate::{
     Pod, PodError, PodSpec,
     double::{Double, Script},
 };
+
+/// How long news may be on their way.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Scene {
     root: tempfile::TempDir,
@@ -110,4 +115,34 @@ async fn needs_root_a_pod_stops_when_its_network_went_first() {
     drop(scene.stage);
     pod.stop().await.expect("stopped");
     assert!(!scene.root.path().join("kata-rs").exists());
+}
+
+#[tokio::test]
+async fn needs_root_what_a_plugin_changes_later_reaches_the_guest() {
+    let test = "needs_root_what_a_plugin_changes_later_reaches_the_guest";
+    let Some(scene) = Scene::new(test, Script::default()) else { return };
+    let pod = scene.launch().await.expect("launched");
+    for (line, addresses, routes) in [
+        ("ip address add 10.7.0.2/24 dev eth0", 2, 0),
+        ("ip route add 10.8.0.0/16 via 10.7.0.1 dev eth0", 2, 1),
+        ("ip route del 10.8.0.0/16", 2, 0),
+        ("ip address del 10.7.0.2/24 dev eth0", 1, 0),
+    ] {
+        scene.stage.pod.run(line);
+        let told = async {
+            loop {
+                scene.double.network_changed.notified().await;
+                let seen = scene.double.seen.lock().expect("whole");
+                let of_ipv4 = |address: &&InterfaceAddress| address.address.len() == 4;
+                let known = seen.network.interfaces[0].addresses.iter().filter(of_ipv4).count();
+                let ways = seen.network.routes.iter().filter(|route| route.destination.starts_with(&[10, 8])).count();
+                if (known, ways) == (addresses, routes) {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("{line}: the guest was not told"));
+    }
+    scene.stage.pod.run("ip link delete eth0");
+    pod.stop().await.expect("stopped");
 }
