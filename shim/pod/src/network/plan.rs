@@ -12,7 +12,10 @@
 
 use std::collections::BTreeSet;
 
-use agent_protocol::messages as m;
+use agent_protocol::{
+    messages as m,
+    network::{ADDRESSES_MAX, NEIGHBOURS_MAX, NEXT_HOPS_MAX, ROUTES_MAX, RULES_MAX},
+};
 use netlink::{Link, packet::link::LinkLayerType};
 use serde::{Deserialize, Serialize};
 use vmm_control::{MTU_MIN, NETWORKS_MAX};
@@ -77,6 +80,7 @@ impl Plan {
         }
         check_all(&joints)?;
         let network = told(picture, &joints);
+        check_sizes(&network)?;
         Ok(Self { joints, network })
     }
 }
@@ -151,6 +155,27 @@ fn check_all(joints: &[Joint]) -> Result<(), PodError> {
                 );
                 return Err(refused(name, &why));
             }
+        }
+    }
+    Ok(())
+}
+
+/// The agent takes so much and no more; better said before there is a machine.
+fn check_sizes(network: &m::Network) -> Result<(), PodError> {
+    let addresses = network.interfaces.iter().map(|interface| interface.addresses.len()).max().unwrap_or(0);
+    let next_hops = network.routes.iter().map(|route| route.next_hops.len()).max().unwrap_or(0);
+    for (count, max, what) in [
+        (addresses, ADDRESSES_MAX, "addresses at one interface"),
+        (network.routes.len(), ROUTES_MAX, "routes"),
+        (next_hops, NEXT_HOPS_MAX, "ways of one route"),
+        (network.neighbours.len(), NEIGHBOURS_MAX, "neighbours"),
+        (network.rules.len(), RULES_MAX, "rules"),
+    ] {
+        if count > max {
+            let sentence = format!(
+                "the pod's network namespace has {count} {what}, a pod has at most {max}: use a plugin that makes fewer"
+            );
+            return Err(PodError::new(ErrorKind::FailedPrecondition, sentence));
         }
     }
     Ok(())
@@ -313,6 +338,16 @@ mod tests {
         let many = |count: u32| (2..2 + count).map(|index| veth(index, &format!("net{index}"))).collect();
         assert_eq!(Plan::of(picture(many(8))).expect("planned").joints.len(), NETWORKS_MAX);
         assert!(refusal(picture(many(9))).contains("at most 8"));
+    }
+
+    #[test]
+    fn more_than_the_agent_takes_is_refused_before_there_is_a_machine() {
+        let mut crowded = picture(vec![veth(2, "eth0")]);
+        crowded.addresses = vec![address(2); ADDRESSES_MAX + 1];
+        assert!(refusal(crowded).contains("257 addresses"));
+        let mut routed = picture(vec![veth(2, "eth0")]);
+        routed.routes = vec![m::Route { interface: "eth0".to_owned(), ..Default::default() }; ROUTES_MAX];
+        assert!(Plan::of(routed).is_ok());
     }
 
     #[test]

@@ -90,6 +90,8 @@ pub(super) fn route(message: &RouteMessage, names: &Names) -> Said<m::Route> {
     if is_refusal(header.kind) {
         // The kernel names loopback there.
         route.interface.clear();
+    } else if leads_nowhere(&route) {
+        strange = Some("no interface of the namespace");
     }
     match strange {
         Some(what) => Err(format!("the route to {} has {what}", place(&route.destination, route.prefix_length))),
@@ -120,6 +122,14 @@ fn made_by_the_kernel_alone(header: &RouteHeader) -> bool {
 
 fn is_refusal(kind: RouteType) -> bool {
     matches!(kind, RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw)
+}
+
+fn leads_nowhere(route: &m::Route) -> bool {
+    if route.next_hops.is_empty() {
+        route.interface.is_empty()
+    } else {
+        route.next_hops.iter().any(|hop| hop.interface.is_empty())
+    }
 }
 
 fn next_hop(hop: &RouteNextHop, names: &Names) -> m::NextHop {
@@ -340,6 +350,8 @@ mod tests {
         ];
         let told = route(&message, &names()).expect("can be told").expect("told");
         assert_eq!((told.table, told.mtu, told.flags, told.interface.as_str()), (1000, 1400, 4, "eth0"));
+        message.attributes[2] = RouteAttribute::Oif(4711);
+        assert!(route(&message, &names()).expect_err("elsewhere").contains("no interface"));
         message.attributes[0] = RouteAttribute::Table(TABLE_LOCAL);
         assert_eq!(route(&message, &names()), Ok(None));
     }
@@ -362,9 +374,10 @@ mod tests {
     #[test]
     fn half_of_a_route_or_a_rule_is_not_told() {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet6;
+        message.header.address_family = AddressFamily::Inet;
         message.header.kind = RouteType::Unicast;
         message.header.tos = 8;
+        message.attributes = vec![RouteAttribute::Oif(2)];
         let sentence = route(&message, &names()).expect_err("strange");
         assert!(sentence.contains("everywhere") && sentence.contains("type of service"), "{sentence}");
         let mut message = RuleMessage::default();
