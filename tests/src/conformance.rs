@@ -34,5 +34,5 @@ pub use suite::{Options, Report, run};
 
 /// Every case, in the order of the table; the lists can be run side by side.
 pub fn cases() -> Vec<Vec<Case>> {
-    vec![task::cases(), pods::cases()]
+    vec![task::cases(), pods::cases(), pods::network_cases()]
 }

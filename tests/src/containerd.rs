@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -17,7 +17,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{Finished, command, node::cri_config, prefix};
+use crate::{Finished, NetworkNamespace, command, node::cri_config, prefix};
 
 /// The runtime under test.
 pub const RUNTIME: &str = "io.containerd.kata-rs.v2";
@@ -36,7 +36,22 @@ pub struct Containerd {
     daemon: Mutex<Daemon>,
     namespace: String,
     next: AtomicU32,
-    extra_environment: Vec<(String, String)>,
+    surroundings: Surroundings,
+}
+
+/// What containerd and its shims find around them, the same after a restart.
+#[derive(Default)]
+struct Surroundings {
+    environment: Vec<(String, String)>,
+    /// Where they are; the test's own network unless one is given.
+    network: Option<Arc<NetworkNamespace>>,
+}
+
+impl Surroundings {
+    fn with(environment: &[(&str, &str)]) -> Self {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self { environment, network: None }
+    }
 }
 
 impl Containerd {
@@ -48,7 +63,7 @@ impl Containerd {
     /// The same, with more environment for it and its shims.
     pub fn start_with(environment: &[(&str, &str)]) -> Self {
         let config = |folder: &TempDir| config(folder, &["io.containerd.grpc.v1.cri"]);
-        Self::start_as(config, format!("kata-rs-test-{}", std::process::id()), environment)
+        Self::start_as(config, format!("kata-rs-test-{}", std::process::id()), Surroundings::with(environment))
     }
 
     /// Starts one with the CRI plugin; images and tasks are those of the kubelet's namespace.
@@ -59,16 +74,22 @@ impl Containerd {
     /// The same, with more environment for it and its shims.
     pub fn start_for_pods_with(environment: &[(&str, &str)]) -> Self {
         let config = |folder: &TempDir| config(folder, &[]) + &cri_config(folder.path());
-        Self::start_as(config, KUBELETS_NAMESPACE.to_owned(), environment)
+        Self::start_as(config, KUBELETS_NAMESPACE.to_owned(), Surroundings::with(environment))
     }
 
-    fn start_as(config: impl FnOnce(&TempDir) -> String, namespace: String, environment: &[(&str, &str)]) -> Self {
+    /// Starts one with the CRI plugin in a network of its own, and with more handlers of pods, whose table the function writes.
+    pub fn start_for_pods_in(network: Arc<NetworkNamespace>, handlers: impl FnOnce(&Path) -> String) -> Self {
+        let config = |folder: &TempDir| config(folder, &[]) + &cri_config(folder.path()) + &handlers(folder.path());
+        let surroundings = Surroundings { environment: Vec::new(), network: Some(network) };
+        Self::start_as(config, KUBELETS_NAMESPACE.to_owned(), surroundings)
+    }
+
+    fn start_as(config: impl FnOnce(&TempDir) -> String, namespace: String, surroundings: Surroundings) -> Self {
         let folder = tempfile::Builder::new().prefix("kata-rs-containerd-").tempdir().expect("a temporary folder");
         fs::write(folder.path().join("config.toml"), config(&folder)).expect("writable");
-        let extra_environment: Vec<_> = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         show_log_on_panic(folder.path().join("containerd.log"));
-        let daemon = Mutex::new(Daemon::start(&folder, &extra_environment));
-        Self { folder, daemon, namespace, next: AtomicU32::new(1), extra_environment }
+        let daemon = Mutex::new(Daemon::start(&folder, &surroundings));
+        Self { folder, daemon, namespace, next: AtomicU32::new(1), surroundings }
     }
 
     /// Stops it with a signal and starts it anew on the same folders; pods go on meanwhile.
@@ -81,7 +102,7 @@ impl Containerd {
         let mut daemon = self.daemon();
         daemon.end(with, START_DEADLINE).expect("containerd ends when told");
         let done = meanwhile();
-        *daemon = Daemon::start(&self.folder, &self.extra_environment);
+        *daemon = Daemon::start(&self.folder, &self.surroundings);
         done
     }
 
@@ -157,8 +178,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(folder: &TempDir, environment: &[(String, String)]) -> Self {
-        let child = spawn(folder, environment);
+    fn start(folder: &TempDir, surroundings: &Surroundings) -> Self {
+        let child = spawn(folder, surroundings);
         let guard = Guard::of(&child, folder);
         Self { child, guard }
     }
@@ -216,18 +237,22 @@ impl Drop for Containerd {
     }
 }
 
-fn spawn(folder: &TempDir, environment: &[(String, String)]) -> Child {
+fn spawn(folder: &TempDir, surroundings: &Surroundings) -> Child {
     let path = std::env::var("PATH").unwrap_or_default();
-    let mut child = Command::new("containerd")
+    let mut command = Command::new("containerd");
+    command
         .arg("--config")
         .arg(folder.path().join("config.toml"))
         .env("PATH", format!("{}:{path}", prefix::path().join("bin").display()))
-        .envs(environment.iter().cloned())
+        .envs(surroundings.environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("containerd is installed: `make deps`");
+        .stderr(Stdio::piped());
+    let spawned = match &surroundings.network {
+        Some(network) => network.run(|| command.spawn()),
+        None => command.spawn(),
+    };
+    let mut child = spawned.expect("containerd is installed: `make deps`");
     let log = child.stderr.take().expect("asked for");
     let (ready, is_ready) = mpsc::channel();
     let copy = fs::File::create(folder.path().join("containerd.log")).expect("writable");

@@ -7,6 +7,7 @@
 pub mod command;
 pub mod conformance;
 pub mod containerd;
+mod network_namespace;
 pub mod node;
 pub mod prefix;
 mod processes;
@@ -17,5 +18,6 @@ pub mod rootfs;
 
 pub use command::{Finished, run, run_for};
 pub use containerd::Containerd;
+pub use network_namespace::NetworkNamespace;
 pub use processes::pids_of;
 pub use residue::Residue;

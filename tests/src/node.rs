@@ -7,13 +7,17 @@
 
 mod config;
 mod container;
+mod network;
 mod pod;
 mod stream;
 
 use std::{
     fs,
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -24,10 +28,11 @@ use cri::{Cri, v1};
 pub use self::{
     config::{Template, cri_config},
     container::{Container, LogLine, STARTS_WITHIN},
+    network::{Network, handler_on},
     pod::Pod,
     stream::Stream,
 };
-use crate::Containerd;
+use crate::{Containerd, NetworkNamespace};
 
 /// How often the node asks for a state. The kubelet lists once a second (its PLEG); containerd 1.6 has no events for it.
 pub const RELIST: Duration = Duration::from_millis(10);
@@ -41,6 +46,7 @@ pub struct Node {
     pub containerd: Containerd,
     /// The kubelet's connection.
     pub cri: Cri,
+    network: Option<Arc<NetworkNamespace>>,
     next: AtomicU32,
 }
 
@@ -58,9 +64,12 @@ impl Node {
     /// # Errors
     /// As [`Node::start`].
     pub fn start_with(environment: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let containerd = Containerd::start_for_pods_with(environment);
+        Self::of(Containerd::start_for_pods_with(environment), None)
+    }
+
+    fn of(containerd: Containerd, network: Option<Arc<NetworkNamespace>>) -> anyhow::Result<Self> {
         let cri = Cri::of(&containerd.address()).map_err(|error| anyhow::anyhow!("{error}"))?;
-        let node = Self { containerd, cri, next: AtomicU32::new(1) };
+        let node = Self { containerd, cri, network, next: AtomicU32::new(1) };
         for image in ["pause", "busybox", "python"] {
             let name = node.containerd.import(image);
             node.wait_for_image(&name)?;
@@ -111,6 +120,14 @@ impl Node {
     /// What the runtime said.
     pub fn run_pod(&self, runtime: &str, config: v1::PodSandboxConfig) -> cri::Answer<Pod<'_>> {
         Pod::run(self, handler(runtime), config)
+    }
+
+    /// The same by the name of a handler.
+    ///
+    /// # Errors
+    /// What the runtime said.
+    pub fn run_pod_of_handler(&self, handler: &str, config: v1::PodSandboxConfig) -> cri::Answer<Pod<'_>> {
+        Pod::run(self, handler, config)
     }
 
     /// The same with [`Self::pod_config`].

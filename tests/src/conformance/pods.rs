@@ -10,6 +10,7 @@ mod limits;
 mod logs;
 mod manifest;
 mod namespaces;
+mod network;
 mod sandbox;
 mod security;
 mod streams;
@@ -40,6 +41,11 @@ pub fn cases() -> Vec<Case> {
         volumes::cases(),
     ];
     groups.into_iter().flatten().collect()
+}
+
+/// Every case of pods' networks, on a node of their own.
+pub fn network_cases() -> Vec<Case> {
+    network::cases()
 }
 
 /// The node of this program; both runtimes' cases use it at the same time.
