@@ -378,3 +378,73 @@ fn needs_kvm_a_killed_owner_leaves_what_clean_up_undoes() {
         assert_eq!(host_mounts(), stage.mounts_before);
     }
 }
+
+/// A thread in a network namespace of its own, which runs command lines there until it has no more to run.
+struct Elsewhere {
+    path: PathBuf,
+    lines: std::sync::mpsc::Sender<(String, std::sync::mpsc::Sender<std::process::Output>)>,
+}
+
+impl Elsewhere {
+    fn new() -> Self {
+        let (lines, inbox) = std::sync::mpsc::channel::<(String, std::sync::mpsc::Sender<std::process::Output>)>();
+        let (made, path) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("as root");
+            let thread = rustix::thread::gettid().as_raw_nonzero();
+            made.send(format!("/proc/{}/task/{thread}/ns/net", std::process::id())).expect("awaited");
+            for (line, answer) in inbox {
+                let words: Vec<&str> = line.split_ascii_whitespace().collect();
+                let output = Command::new(words[0]).args(&words[1..]).output().expect("the program is there");
+                answer.send(output).expect("awaited");
+            }
+        });
+        Self { path: path.recv().expect("made").into(), lines }
+    }
+
+    fn run(&self, line: &str) -> String {
+        let (answer, answered) = std::sync::mpsc::channel();
+        self.lines.send((line.to_owned(), answer)).expect("it runs");
+        let output = answered.recv().expect("answered");
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+#[tokio::test]
+async fn needs_kvm_a_pod_is_reached_at_the_addresses_that_a_plugin_gave_it() {
+    let Some(stage) = Stage::new("the network of a real machine") else { return };
+    let (inside, outside) = (Elsewhere::new(), Elsewhere::new());
+    let far = outside.path.display();
+    inside.run(&format!("ip link add eth0 mtu 1400 type veth peer name far netns {far}"));
+    inside.run("ip address add 10.1.0.2/24 dev eth0");
+    inside.run("ip address add 2001:db8::2/64 dev eth0 nodad");
+    inside.run("ip link set eth0 up");
+    inside.run("ip route add default via 10.1.0.1");
+    outside.run("ip address add 10.1.0.1/24 dev far");
+    outside.run("ip address add 10.99.0.1/32 dev far");
+    outside.run("ip -6 address add 2001:db8::1/64 dev far nodad");
+    outside.run("ip link set far mtu 1400 up");
+    let spec = PodSpec { network: Some(inside.path.clone()), ..stage.pod_spec() };
+    let pod = within(Pod::launch(&stage.installation, spec)).await.expect("launched");
+    // From outside to the guest, and from the guest past its gateway.
+    outside.run("busybox ping -c 1 -W 5 10.1.0.2");
+    outside.run("busybox ping -c 1 -W 5 -s 8000 10.1.0.2");
+    outside.run("busybox ping -c 1 -W 5 2001:db8::2");
+    let script = "busybox ip -o address show eth0; busybox ip route; busybox ping -c 1 -W 5 10.99.0.1 && echo reached";
+    let mut container = stage.container(script, json!([]));
+    let mut oci = serde_json::to_value(&container.oci).expect("a spec");
+    let raw = json!(["CAP_NET_RAW"]);
+    oci["process"]["capabilities"] = json!({"bounding": raw, "effective": raw, "permitted": raw});
+    container.oci = serde_json::from_value(oci).expect("a spec");
+    let (_, streams) = within(pod.create_container(container)).await.expect("created");
+    within(pod.start(&first())).await.expect("started");
+    let said = within(read_all(streams.stdout)).await;
+    for words in ["10.1.0.2/24", "2001:db8::2/64", "default via 10.1.0.1 dev eth0", "reached"] {
+        assert!(said.contains(words), "{words} is not in {said}");
+    }
+    within(pod.stop()).await.expect("stopped");
+    assert!(!inside.run("tc filter show dev eth0 ingress").contains("mirred"));
+    assert!(!inside.run("ip -br link").contains("katars"));
+    stage.assert_nothing_left();
+}
