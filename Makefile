@@ -24,7 +24,7 @@ DESTDIR ?=
 # The programs behind the targets, to be replaced for a special run, e.g.
 #   make test TEST='cargo test -p vmm'      make run DEMO='my-own-demo'
 DEMO ?= cargo run --quiet --release -p tests --bin demo --
-TEST ?= cargo test --workspace
+TEST ?= scripts/run-tests.sh
 BENCH ?= cargo run --quiet --release -p tests --bin bench --
 
 # What the tests, the demo and the benchmark are told; they look nowhere else.
