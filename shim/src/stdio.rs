@@ -6,11 +6,14 @@
 //! | stdin | from the start on the read end, and a write end until `CloseIO` | a client that detaches does not end the process's input |
 //! | stdout, stderr | the write end, and a read end until the drain | a client that detaches does not kill the process |
 //!
+//! A fifo that nobody reads yet is not written before somebody does ([`arrival`]): a process may be over before its reader has come.
+//!
 //! # The end
 //! The news of an exit waits a moment for the reader ([`unread`]). A process's output is complete when its streams have ended and everything is in the fifos: [`Stdio::drain`], which `Delete` waits
 //! for. Then we give up our read ends: with no reader left, what is still there is for nobody; a reader that is slow gets the time it
 //! takes, as long as it moves. A logging program sees the end of its pipes and gets time to write down what it has.
 
+mod arrival;
 mod fifo;
 pub mod logger;
 pub mod target;
@@ -33,16 +36,19 @@ use tokio::{
 };
 
 use self::{
+    arrival::Arrival,
     fifo::{Input, Sink},
     logger::{Logger, Owner},
     target::Target,
     transfer::Progress,
-    unread::Unread,
+    unread::{Fifo, Unread},
 };
 use crate::refusal::Refusal;
 
 /// How long an output stream whose process has ended may stay silent without ending: a descendant still holds it.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// How long the reader of an ended process's output may take to come: containerd has named the fifo, so it is on its way. (Tests have less of it.)
+const READER_COMES_WITHIN: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(10) };
 /// How long a reader that is there may leave its fifo full after the process has ended.
 const READER_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -189,7 +195,7 @@ impl Stdio {
     /// The outputs that somebody reads from a fifo, to be waited for.
     pub fn unread(&self) -> Vec<Unread> {
         let unread = |output: &Output| {
-            let fifo = output.read_hold.as_ref()?.try_clone().ok()?;
+            let fifo = output.fifo()?;
             Some(Unread { fifo, progress: Arc::clone(&output.progress) })
         };
         self.outputs.iter().filter_map(unread).collect()
@@ -216,21 +222,35 @@ impl Drop for Stdio {
 struct Output {
     task: JoinHandle<()>,
     read_hold: Option<OwnedFd>,
+    arrival: Option<Arc<Arrival>>,
     progress: Arc<Progress>,
 }
 
 impl Output {
     fn start(sink: Sink, stream: UnixStream) -> io::Result<Self> {
         let progress = Arc::new(Progress::default());
-        let (task, read_hold) = match sink {
-            Sink::Pipe { write, read_hold } => (copy_out(stream, write, Arc::clone(&progress))?, read_hold),
-            Sink::File(file) => (append(stream, file, Arc::clone(&progress))?, None),
+        let (task, read_hold, arrival) = match sink {
+            Sink::Pipe { write, read_hold } => (copy_out(stream, write, Arc::clone(&progress))?, read_hold, None),
+            Sink::Awaited(arrival) => (copy_out_later(stream, &arrival, Arc::clone(&progress))?, None, Some(arrival)),
+            Sink::File(file) => (append(stream, file, Arc::clone(&progress))?, None, None),
         };
-        Ok(Self { task, read_hold, progress })
+        Ok(Self { task, read_hold, arrival, progress })
+    }
+
+    /// Its fifo, if it goes to one.
+    fn fifo(&self) -> Option<Fifo> {
+        match &self.arrival {
+            Some(arrival) => Some(Fifo::Awaited(Arc::clone(arrival))),
+            None => self.read_hold.as_ref()?.try_clone().ok().map(Fifo::End),
+        }
     }
 
     async fn drain(mut self) {
         self.read_hold = None;
+        if let Some(arrival) = &self.arrival {
+            arrival.within(READER_COMES_WITHIN).await;
+            arrival.give_up();
+        }
         let mut still = Duration::ZERO;
         while timeout(SILENCE_MAX, &mut self.task).await.is_err() {
             if self.progress.take_moved() > 0 {
@@ -250,6 +270,7 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         self.task.abort();
+        self.arrival.iter().for_each(|arrival| arrival.give_up());
     }
 }
 
@@ -281,12 +302,30 @@ fn copy_in(fifo: OwnedFd, stream: UnixStream, terminal: bool) -> io::Result<Abor
 fn copy_out(stream: UnixStream, fifo: OwnedFd, progress: Arc<Progress>) -> io::Result<JoinHandle<()>> {
     let source = watched_stream(stream, Interest::READABLE)?;
     let sink = watched(fifo, Interest::WRITABLE)?;
+    Ok(tokio::spawn(async move { copy(&source, &sink, &progress).await }))
+}
+
+// The process waits meanwhile, once what it wrote fills its stream.
+fn copy_out_later(stream: UnixStream, fifo: &Arc<Arrival>, progress: Arc<Progress>) -> io::Result<JoinHandle<()>> {
+    let source = watched_stream(stream, Interest::READABLE)?;
+    let writer = fifo.writer();
     Ok(tokio::spawn(async move {
-        if let Err(error) = transfer::splice_all(&source, &sink, &progress).await {
-            log::debug!("an output stream ended early: {error}");
+        let write = writer.await.map_err(io::Error::other).flatten();
+        match write.and_then(|write| watched(write, Interest::WRITABLE)) {
+            Ok(sink) => copy(&source, &sink, &progress).await,
+            Err(error) => {
+                log::warn!("an output is lost, as its fifo cannot be opened: {error}");
+                progress.end();
+            }
         }
-        progress.end();
     }))
+}
+
+async fn copy(source: &AsyncFd<OwnedFd>, sink: &AsyncFd<OwnedFd>, progress: &Progress) {
+    if let Err(error) = transfer::splice_all(source, sink, progress).await {
+        log::debug!("an output stream ended early: {error}");
+    }
+    progress.end();
 }
 
 fn append(stream: UnixStream, file: File, progress: Arc<Progress>) -> io::Result<JoinHandle<()>> {

@@ -65,7 +65,7 @@ impl<'host> Pod<'host> {
         spec["hostname"] = json!("web-0");
         spec["root"]["readonly"] = json!(true);
         spec["linux"]["namespaces"] = json!([
-            {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network", "path": "/proc/self/ns/net"}
+            {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}
         ]);
         change(&mut spec);
         let finished = pod.run(&pod.id.clone(), &spec);

@@ -51,18 +51,6 @@ fn a_container_has_a_kernel_of_its_own() {
     assert!(inside.starts_with("6.12"), "{inside}");
 }
 
-// A guest kernel that finds the processor's XSAVE broken goes on without it, and programs, which see the processor, lose their AVX registers.
-#[test]
-fn the_guests_kernel_saves_the_registers_that_programs_use() {
-    needs!(Kvm, Root, Stage, Program("containerd"));
-    let of_host = fs::read_to_string("/proc/cpuinfo").expect("readable");
-    let of_guest = host().sh("cat /proc/cpuinfo");
-    let has = |text: &str, flag: &str| text.split_whitespace().any(|word| word == flag);
-    for flag in ["fxsr", "xsave", "avx", "avx2", "avx512f"].into_iter().filter(|flag| has(&of_host, flag)) {
-        assert!(has(&of_guest, flag), "the guest's kernel does not use {flag}, which programs find");
-    }
-}
-
 #[test]
 fn the_exit_code_is_the_commands() {
     needs!(Kvm, Root, Stage, Program("containerd"));

@@ -52,6 +52,20 @@ fn an_archive_runs_and_its_exit_code_comes_through() {
     before.assert_nothing_new();
 }
 
+// A guest kernel that finds the processor's XSAVE broken goes on without it. On software KVM programs see the processor itself, use its AVX
+// registers, and lose them. (On hardware KVM they are told what the kernel does.)
+#[test]
+fn the_guests_kernel_saves_the_registers_that_programs_use() {
+    needs!(Kvm, Root, Stage);
+    let _alone = alone();
+    let of_host = fs::read_to_string("/proc/cpuinfo").expect("readable");
+    let of_guest = sh(&[], "cat /proc/cpuinfo").success();
+    let has = |text: &str, flag: &str| text.split_whitespace().any(|word| word == flag);
+    for flag in ["fxsr", "xsave", "avx", "avx2", "avx512f"].into_iter().filter(|flag| has(&of_host, flag)) {
+        assert!(has(&of_guest, flag), "the guest's kernel does not use {flag}, which programs find");
+    }
+}
+
 #[test]
 fn a_machine_outlives_the_threads_that_made_it() {
     needs!(Kvm, Root, Stage);

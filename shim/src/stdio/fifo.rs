@@ -5,11 +5,13 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use pod::ErrorKind;
 use rustix::fs::{FileType, Mode, OFlags};
 
+use super::arrival::Arrival;
 use crate::refusal::Refusal;
 
 /// A process's input, known to be a fifo; opened when the process starts.
@@ -39,6 +41,8 @@ pub enum Sink {
         /// A read end of a fifo, so that writing is no error while no reader is there.
         read_hold: Option<OwnedFd>,
     },
+    /// A fifo whose reader has not come yet.
+    Awaited(Arc<Arrival>),
     /// A file to append to.
     File(File),
 }
@@ -49,9 +53,14 @@ impl Sink {
         if kind(field, path)? != FileType::Fifo {
             return Err(refusal(field, path, "it is not a fifo"));
         }
-        // In this order: opening the write end alone fails while nobody reads (fifo(7)).
-        let read_hold = open(field, path, OFlags::RDONLY)?;
-        Ok(Self::Pipe { write: open(field, path, OFlags::WRONLY)?, read_hold: Some(read_hold) })
+        match open_end(path, OFlags::WRONLY) {
+            Ok(write) => Ok(Self::Pipe { write, read_hold: Some(open(field, path, OFlags::RDONLY)?) }),
+            // Nobody reads (fifo(7)).
+            Err(rustix::io::Errno::NXIO) => {
+                Ok(Self::Awaited(Arrival::of(path).map_err(|error| refusal(field, path, error))?))
+            }
+            Err(error) => Err(refusal(field, path, io::Error::from(error))),
+        }
     }
 
     /// Opens the file at `path` to append to it, making it and its folder. A fifo of that name is written like any fifo; anything
@@ -80,8 +89,11 @@ fn kind(field: &str, path: &Path) -> Result<FileType, Refusal> {
 }
 
 fn open(field: &str, path: &Path, direction: OFlags) -> Result<OwnedFd, Refusal> {
+    open_end(path, direction).map_err(|error| refusal(field, path, io::Error::from(error)))
+}
+
+fn open_end(path: &Path, direction: OFlags) -> rustix::io::Result<OwnedFd> {
     rustix::fs::open(path, direction | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| refusal(field, path, io::Error::from(error)))
 }
 
 fn refusal(field: &str, path: &Path, error: impl std::fmt::Display) -> Refusal {

@@ -118,6 +118,31 @@ async fn a_reader_that_goes_and_comes_back_does_not_end_the_output() {
     assert_eq!(text, "while nobody read");
 }
 
+// containerd opens its end on a thread that may be late: what a short exec had said was lost, and the reader waited for ever.
+#[tokio::test]
+async fn a_reader_that_comes_after_the_end_gets_everything_and_its_end() {
+    let fifo = Fifo::new();
+    let (stdio, mut process) = stdout_to(&fifo).await;
+    process.write_all(b"said and gone").expect("written");
+    drop(process);
+    let draining = tokio::spawn(stdio.drain());
+    tokio::task::yield_now().await;
+    let path = fifo.path();
+    let reading = in_thread(move || std::io::read_to_string(open_reader(&path)));
+    let text = timeout(Duration::from_secs(5), reading).await.expect("it ends").expect("read");
+    assert_eq!(text, "said and gone");
+    draining.await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_fifo_that_is_removed_before_its_reader_comes_holds_up_nobody() {
+    let fifo = Fifo::new();
+    let (stdio, process) = stdout_to(&fifo).await;
+    drop(process);
+    drop(fifo);
+    timeout(Duration::from_secs(5), stdio.drain()).await.expect("given up");
+}
+
 #[tokio::test]
 async fn output_that_nobody_will_read_does_not_hold_up_the_end() {
     let fifo = Fifo::new();

@@ -13,7 +13,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 use rustix::io::ioctl_fionread;
 use tokio::time::{Instant, sleep};
 
-use super::transfer::Progress;
+use super::{arrival::Arrival, transfer::Progress};
 
 /// How often to look.
 const STEP: Duration = Duration::from_millis(5);
@@ -25,16 +25,34 @@ const WAIT_MAX: Duration = Duration::from_millis(800);
 /// One output of a process.
 #[derive(Debug)]
 pub struct Unread {
-    /// A read end of its fifo. Nothing is read from it.
-    pub(super) fifo: OwnedFd,
+    /// Its fifo.
+    pub(super) fifo: Fifo,
     /// How far the bytes have come that are on their way into the fifo.
     pub(super) progress: Arc<Progress>,
+}
+
+/// What is asked for bytes that nobody has taken.
+#[derive(Debug)]
+pub enum Fifo {
+    /// A read end, from which nothing is read.
+    End(OwnedFd),
+    /// A fifo whose reader may not have come yet.
+    Awaited(Arc<Arrival>),
+}
+
+impl Fifo {
+    fn left(&self) -> u64 {
+        match self {
+            Self::End(end) => ioctl_fionread(end).unwrap_or(0),
+            Self::Awaited(fifo) => fifo.left(),
+        }
+    }
 }
 
 impl Unread {
     /// Bytes that came through until now and bytes in the fifo; `None` once all has been taken.
     fn left(&self) -> Option<(u64, u64)> {
-        let in_fifo = ioctl_fionread(&self.fifo).unwrap_or(0);
+        let in_fifo = self.fifo.left();
         (in_fifo > 0 || !self.progress.has_ended()).then(|| (self.progress.moved(), in_fifo))
     }
 }

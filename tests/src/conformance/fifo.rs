@@ -136,8 +136,10 @@ impl Reader {
     /// The pipe cannot be made.
     pub fn new(path: &Path) -> anyhow::Result<Self> {
         make(path)?;
+        // Open before anybody can write, as containerd's is: a writer that comes and goes before its reader takes its words along.
+        let source = open_reader(path)?;
         let gathered = Arc::new(Gathered::default());
-        let (shared, source) = (Arc::clone(&gathered), path.to_owned());
+        let shared = Arc::clone(&gathered);
         thread::spawn(move || gather(&source, &shared));
         Ok(Self { path: path.to_owned(), gathered })
     }
@@ -194,13 +196,28 @@ impl Drop for Reader {
     }
 }
 
-fn gather(path: &Path, gathered: &Gathered) {
+fn gather(mut source: &File, gathered: &Gathered) {
     let mut block = vec![0; 65536];
-    let mut source = File::open(path).ok();
-    while let Some(count) = source.as_mut().and_then(|source| source.read(&mut block).ok()).filter(|count| *count > 0) {
-        gathered.read().bytes.extend_from_slice(&block[..count]);
+    // Readable when there is something, or when whoever wrote has gone; not while nobody has written yet.
+    while wait_for_news(source).is_ok() {
+        match source.read(&mut block) {
+            Ok(0) => break,
+            Ok(count) => gathered.read().bytes.extend_from_slice(&block[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
         gathered.news.notify_all();
     }
     gathered.read().ended = true;
     gathered.news.notify_all();
+}
+
+fn wait_for_news(pipe: &File) -> rustix::io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    loop {
+        match poll(&mut [PollFd::new(pipe, PollFlags::IN)], None) {
+            Err(rustix::io::Errno::INTR) => {}
+            polled => return polled.map(drop),
+        }
+    }
 }
