@@ -26,6 +26,7 @@ pub mod configure;
 pub mod containers;
 mod counters;
 pub mod describe;
+pub mod forward;
 pub mod home;
 pub mod idle;
 pub mod journal;

@@ -7,6 +7,7 @@
 //! ```
 //! The host connects a stream before it names it, but the two travel on different connections, so a claim may come first.
 //! Parked streams are bounded: past [`PARKED_MAX`] a new one is refused (closed), never an old one.
+//! A number that asks for a port of the loopback is nobody's to claim: it goes to [`crate::forward`].
 
 use std::{
     collections::HashMap,
@@ -16,11 +17,11 @@ use std::{
     time::Duration,
 };
 
-use agent_protocol::{NO_STREAM, stream_number};
+use agent_protocol::{Forward, NO_STREAM, stream_number};
 use rustix::net::SocketFlags;
 use tokio::{io::Interest, sync::oneshot, time::timeout};
 
-use crate::{socket::Socket, sys};
+use crate::{forward::Forwards, socket::Socket, sys};
 
 /// Most streams that wait for their process: the stdio of some eighty processes being created at one time.
 pub const PARKED_MAX: usize = 256;
@@ -49,7 +50,10 @@ enum Place {
 
 /// The table of streams; clones share it.
 #[derive(Clone, Default)]
-pub struct Streams(Arc<Mutex<HashMap<u64, Place>>>);
+pub struct Streams {
+    places: Arc<Mutex<HashMap<u64, Place>>>,
+    forwards: Forwards,
+}
 
 impl Streams {
     /// Takes the stream `number`, waiting for it up to [`CLAIM_DEADLINE`]. `NO_STREAM` is none.
@@ -137,7 +141,10 @@ impl Streams {
         };
         match introduced.await {
             Ok((NO_STREAM, _)) => log::warn!("a stream connection named itself {NO_STREAM}, which means none; closed"),
-            Ok((number, socket)) => self.arrived(number, socket),
+            Ok((number, socket)) => match Forward::of(number) {
+                Some(forward) => self.forwards.serve(forward, socket).await,
+                None => self.arrived(number, socket),
+            },
             Err(error) => log::warn!("a stream connection did not say its number: {error}"),
         }
     }
@@ -151,7 +158,7 @@ impl Streams {
 
     /// The lock is held for table operations only, never across a wait.
     fn places(&self) -> MutexGuard<'_, HashMap<u64, Place>> {
-        self.0.lock().expect("no code panics while it holds this lock")
+        self.places.lock().expect("no code panics while it holds this lock")
     }
 }
 

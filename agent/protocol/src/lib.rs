@@ -11,16 +11,21 @@
 //! endian ([`stream_header`]), and from then on the connection *is* that stream, in one direction; a half close is the end of the file.
 //! `CreateContainer` and `AddExec` name the streams by number. The host connects a stream before it names it.
 //!
+//! Numbers of a range of their own ask for a connection to a port of the guest's loopback ([`Forward`]). The agent connects there, says one byte
+//! ([`forward::JOINED`]), and joins the two, in both directions, each with its half close; where nobody listens it closes without a word.
+//!
 //! This crate enforces one rule: both ends are built from the same words.
 
+pub mod forward;
 mod hello;
 pub mod network;
 
+pub use forward::Forward;
 pub use hello::{HELLO_LEN_MAX, Hello, HelloError};
 
 /// Host port that the agent connects to when it is ready.
 pub const CALL_PORT: u32 = 1024;
-/// Guest port on which the agent accepts stdio streams.
+/// Guest port on which the agent accepts streams.
 pub const STREAM_PORT: u32 = 1025;
 /// Context id of the host (virtio spec 1.2, section 5.10.4).
 pub const HOST_CID: u32 = 2;

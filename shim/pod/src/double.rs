@@ -10,7 +10,9 @@ use std::{
 };
 
 use agent_protocol::{
-    Hello, messages as m,
+    Forward, Hello,
+    forward::JOINED,
+    messages as m,
     service::{Agent, create_agent},
 };
 use tokio::{
@@ -218,9 +220,19 @@ async fn accept_streams(listener: net::UnixListener, agent: Arc<FakeAgent>) {
             assert_eq!(read_line(&mut stream, 32).await.expect("a line"), "CONNECT 1025\n");
             stream.write_all(b"OK 5000\n").await.expect("answered");
             let number = stream.read_u64().await.expect("a header");
+            if Forward::of(number).is_some() {
+                return echo(stream).await;
+            }
             agent.streams.lock().expect("whole").insert(number, stream);
         });
     }
+}
+
+/// Every port of the guest has a server that says what it hears.
+async fn echo(mut stream: UnixStream) {
+    stream.write_all(&[JOINED]).await.expect("told");
+    let (mut heard, mut said) = stream.split();
+    tokio::io::copy(&mut heard, &mut said).await.expect("echoed");
 }
 
 /// What a process of the double does, from its first argument.

@@ -24,7 +24,12 @@ use self::prepare::Prepared;
 #[cfg(test)]
 pub(crate) use self::prepare::server_connection;
 use crate::{
-    PodError, PodSpec, agent::Agent, launcher::Launcher, moment::mark, network::Watch, state_dir::StateDir,
+    PodError, PodSpec,
+    agent::Agent,
+    launcher::Launcher,
+    moment::mark,
+    network::{Forwarding, Watch},
+    state_dir::StateDir,
     teardown::Acquired,
 };
 
@@ -97,6 +102,10 @@ impl Greeted {
         }
         common.mark("pod configured");
         common.acquired.watching = common.watch.take().map(|watch| watch.begin(agent));
+        if let (Some(path), Some(machine)) = (&common.pod.network, &common.acquired.machine) {
+            let forwarding = Forwarding::begin(path.clone(), Arc::clone(&common.state), machine.clone());
+            common.acquired.forwarding = Some(forwarding);
+        }
         Ok(Launched { acquired: common.acquired, state: common.state, marks: common.marks })
     }
 }

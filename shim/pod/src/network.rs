@@ -13,6 +13,7 @@
 //! - [`wording`] says in the guest's words what the kernel says.
 //! - [`undo`] takes away what outlives the taps.
 //! - [`watch`] tells the guest of what changes later.
+//! - [`loopback`] leads connections to the namespace's loopback to the guest's.
 //!
 //! # What is left when everybody dies
 //! A tap goes with its last descriptor, which the VMM holds, and takes its own filter along. What stays is the filter at the plugin's interface. It is in the
@@ -21,6 +22,7 @@
 //! # Costs
 //! A dozen questions to the kernel about one namespace; nothing looks at the host's own, so the number of pods does not matter.
 
+mod loopback;
 mod namespace;
 mod picture;
 mod plan;
@@ -45,15 +47,16 @@ use netlink::{
     packet::RouteNetlinkMessage,
 };
 
+pub(crate) use self::{
+    loopback::Forwarding,
+    undo::Joined,
+    watch::{Watch, Watching},
+};
 use self::{
     namespace::Namespace,
     picture::Picture,
     plan::{Joint, Plan},
     tap::{QUEUES_MAX, Tap},
-};
-pub(crate) use self::{
-    undo::Joined,
-    watch::{Watch, Watching},
 };
 use crate::{
     ErrorKind, PodError,

@@ -71,7 +71,8 @@ impl StreamDoor {
     }
 }
 
-async fn connect(socket: PathBuf, number: u64) -> std::io::Result<UnixStream> {
+/// Connects a stream and says its number.
+pub(crate) async fn connect(socket: PathBuf, number: u64) -> std::io::Result<UnixStream> {
     let mut stream = UnixStream::connect(socket).await?;
     stream.write_all(format!("CONNECT {STREAM_PORT}\n").as_bytes()).await?;
     let answer = read_line(&mut stream, ANSWER_LEN_MAX).await?;

@@ -6,7 +6,7 @@ use crate::{
     agent::{Agent, POWER_OFF_DEADLINE},
     console::Tail,
     machine::Machine,
-    network::{Joined, Watching},
+    network::{Forwarding, Joined, Watching},
     process::Spawned,
     share::Share,
     state_dir,
@@ -28,6 +28,8 @@ pub(crate) struct Acquired {
     pub network: Option<Joined>,
     /// What tells the guest of changes there.
     pub watching: Option<Watching>,
+    /// What joins its loopback to the guest's.
+    pub forwarding: Option<Forwarding>,
     /// The share tree's thread.
     pub share: Option<Share>,
     /// The file server.
@@ -49,6 +51,9 @@ impl Acquired {
     pub(crate) async fn undo(self, guest_has_work: bool) -> Vec<String> {
         let mut problems = Vec::new();
         drop(self.watching);
+        if let Some(forwarding) = self.forwarding {
+            forwarding.end().await;
+        }
         if let Some(machine) = &self.machine {
             if let (Some(agent), true) = (&self.agent, guest_has_work) {
                 power_off(agent, machine).await;

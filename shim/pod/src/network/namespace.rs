@@ -1,10 +1,10 @@
-//! A pod's network namespace, by its path. Nothing keeps it open beyond what is being done in it: a namespace ends with its last descriptor, and with it
-//! the interfaces that a plugin expects to be gone.
+//! A pod's network namespace, by its path. Nothing keeps it open beyond what is being done in it, and never beyond the pod: a namespace ends with its last
+//! descriptor, and with it the interfaces that a plugin expects to be gone.
 
 use std::{
     fs::File,
     os::{
-        fd::AsFd,
+        fd::{AsFd, BorrowedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -116,6 +116,12 @@ impl Namespace {
                 PodError::host(sentence, errno)
             }
         })
+    }
+}
+
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

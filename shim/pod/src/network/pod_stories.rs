@@ -1,10 +1,19 @@
 //! Stories of pods that have a network, told with a machine inside the test, as root.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use agent_protocol::messages::InterfaceAddress;
 
-use super::stage::{Stage, lose_their_taps};
+use super::{
+    namespace::Namespace,
+    stage::{Stage, lose_their_taps},
+};
 use crate::{
     Pod, PodError, PodSpec,
     double::{Double, Script},
@@ -115,6 +124,37 @@ async fn needs_root_a_pod_stops_when_its_network_went_first() {
     drop(scene.stage);
     pod.stop().await.expect("stopped");
     assert!(!scene.root.path().join("kata-rs").exists());
+}
+
+#[tokio::test]
+async fn needs_root_a_port_of_the_pods_loopback_leads_to_the_guest_until_the_pod_stops() {
+    let test = "needs_root_a_port_of_the_pods_loopback_leads_to_the_guest_until_the_pod_stops";
+    let Some(scene) = Scene::new(test, Script::default()) else { return };
+    let pod = scene.launch().await.expect("launched");
+    let namespace = scene.stage.pod.path().to_owned();
+    let heard = tokio::task::spawn_blocking(move || {
+        let begun = Instant::now();
+        // Nobody waits in a launch until it is so.
+        let mut client = loop {
+            match connect_in(&namespace) {
+                Ok(client) => break client,
+                Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
+            }
+        };
+        client.write_all(b"echo").expect("said");
+        client.shutdown(std::net::Shutdown::Write).expect("done");
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).map(|_| heard)
+    });
+    assert_eq!(heard.await.expect("no panic").expect("heard"), "echo");
+    pod.stop().await.expect("stopped");
+    let error = connect_in(scene.stage.pod.path()).expect_err("nobody listens");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    scene.assert_nothing_left().await;
+}
+
+fn connect_in(namespace: &Path) -> std::io::Result<TcpStream> {
+    Namespace::open(namespace).and_then(|n| n.within(|| Ok(TcpStream::connect("127.0.0.1:8080")))).expect("entered")
 }
 
 #[tokio::test]
