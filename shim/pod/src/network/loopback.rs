@@ -25,12 +25,19 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use agent_protocol::forward::{FORWARDS_MAX, Forward, JOINED};
 use tokio::{
     io::{AsyncReadExt, copy_bidirectional_with_sizes},
     net::{TcpListener, TcpStream, UnixStream},
+    sync::oneshot,
     task::{JoinHandle, JoinSet, spawn_blocking},
     time::timeout,
 };
@@ -44,8 +51,8 @@ use crate::{
     streams,
 };
 
-/// Longest wait for the guest to join a connection. The agent gives a server ten seconds on each family.
-const JOIN_DEADLINE: Duration = Duration::from_secs(25);
+/// Longest wait for the guest to join a connection: more than the agent gives the server.
+const JOIN_DEADLINE: Duration = Duration::from_secs(15);
 /// Buffer of each direction.
 const BUFFER_BYTES: usize = 16 << 10;
 /// How long nothing is accepted when the host has no descriptor or memory for it.
@@ -53,34 +60,35 @@ const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Connections are joined until this is ended or dropped.
 #[derive(Debug)]
-pub(crate) struct Forwarding(JoinHandle<()>);
+pub(crate) struct Forwarding {
+    task: JoinHandle<()>,
+    end: oneshot::Sender<()>,
+}
 
 impl Forwarding {
     /// Joins the loopback of the namespace at `path` to that of the machine. Where the host cannot, it says so, and the pod goes without.
     pub(crate) fn begin(path: PathBuf, state: Arc<StateDir>, machine: Machine) -> Self {
-        Self(tokio::spawn(async move {
-            let gone = machine.clone();
-            let joined = async move {
-                let door = spawn_blocking(move || Door::open(path, state)).await.map_err(interrupted)??;
-                door.serve().await
-            };
+        let (end, ended) = oneshot::channel::<()>();
+        let over = async move {
             tokio::select! {
-                Err(error) = joined => log::debug!("ports of the pod cannot be forwarded: {}", error.message),
-                _ = gone.gone() => {}
+                _ = machine.gone() => {}
+                _ = ended => {}
             }
-        }))
+        };
+        let task = tokio::spawn(async move {
+            let door = spawn_blocking(move || Door::open(&path, state)).await.map_err(interrupted);
+            match door.flatten() {
+                Ok(door) => door.forward(over).await,
+                Err(error) => log::debug!("ports of the pod cannot be forwarded: {}", error.message),
+            }
+        });
+        Self { task, end }
     }
 
-    /// Ends all of it; its descriptors are closed when this returns.
-    pub(crate) async fn end(mut self) {
-        self.0.abort();
-        let _ = (&mut self.0).await;
-    }
-}
-
-impl Drop for Forwarding {
-    fn drop(&mut self) {
-        self.0.abort();
+    /// Ends all of it; nothing of it holds the namespace when this returns.
+    pub(crate) async fn end(self) {
+        drop(self.end);
+        let _ = self.task.await;
     }
 }
 
@@ -97,23 +105,32 @@ struct Door {
 }
 
 impl Door {
-    fn open(path: PathBuf, state: Arc<StateDir>) -> Result<Self, PodError> {
-        let namespace = Namespace::open(&path)?;
+    fn open(path: &Path, state: Arc<StateDir>) -> Result<Self, PodError> {
+        let namespace = Namespace::open(path)?;
         let steering = Steering::begin(&namespace)?;
         Ok(Self { namespace, steering, state })
     }
 
+    /// Joins connections until it is over; none is left then.
+    async fn forward(self, over: impl Future<Output = ()>) {
+        let door = Arc::new(self);
+        let mut connections = JoinSet::new();
+        tokio::select! {
+            Err(error) = door.serve(&mut connections) => log::warn!("ports of the pod cannot be forwarded any more: {}", error.message),
+            () = over => {}
+        }
+        connections.shutdown().await;
+    }
+
     /// Takes connections, up to [`FORWARDS_MAX`] at a time; more wait in the kernel's queue.
-    async fn serve(self) -> Result<(), PodError> {
+    async fn serve(self: &Arc<Self>, connections: &mut JoinSet<()>) -> Result<(), PodError> {
         let taken = |listener: &std::net::TcpListener| TcpListener::from_std(listener.try_clone()?);
         let listeners: io::Result<Vec<TcpListener>> = self.steering.listeners.iter().map(taken).collect();
         let listeners = listeners.map_err(|e| PodError::host("cannot listen on the pod's loopback", e))?;
-        let door = Arc::new(self);
-        let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = accept(&listeners), if connections.len() < FORWARDS_MAX => match accepted {
-                    Ok(client) => drop(connections.spawn(Arc::clone(&door).join(client))),
+                    Ok(client) => drop(connections.spawn(Arc::clone(self).join(client))),
                     Err(error) => {
                         log::debug!("a connection to the pod's loopback is not accepted: {error}");
                         tokio::time::sleep(SHORTAGE_PAUSE).await;

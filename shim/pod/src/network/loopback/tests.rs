@@ -20,7 +20,7 @@ const A_WHILE: Duration = Duration::from_millis(300);
 struct Scene {
     stage: Stage,
     _root: tempfile::TempDir,
-    serving: Option<JoinHandle<Result<(), PodError>>>,
+    forwarding: Option<Forwarding>,
 }
 
 impl Scene {
@@ -35,8 +35,12 @@ impl Scene {
         std::thread::spawn(move || {
             guest.incoming().flatten().for_each(|stream| drop(std::thread::spawn(|| answer(stream))))
         });
-        match Door::open(stage.pod.path().to_owned(), state) {
-            Ok(door) => Some((Self { stage, _root: root, serving: Some(tokio::spawn(door.serve())) }, own)),
+        match Door::open(stage.pod.path(), state) {
+            Ok(door) => {
+                let (end, ended) = oneshot::channel::<()>();
+                let task = tokio::spawn(door.forward(async move { drop(ended.await) }));
+                Some((Self { stage, _root: root, forwarding: Some(Forwarding { task, end }) }, own))
+            }
             Err(error) if error.message.contains("Invalid argument") && std::env::var_os("CI").is_none() => {
                 eprintln!("skipped: {test} needs a kernel with sk_lookup: {error}");
                 None
@@ -64,12 +68,6 @@ impl Scene {
         })
         .await
         .expect("no panic")
-    }
-
-    async fn end(&mut self) {
-        let serving = self.serving.take().expect("once");
-        serving.abort();
-        assert!(serving.await.expect_err("it never ends by itself").is_cancelled());
     }
 }
 
@@ -188,7 +186,7 @@ async fn needs_root_nothing_is_left_of_it() {
     let test = "needs_root_nothing_is_left_of_it";
     let Some((mut scene, _)) = Scene::new(test, &[]) else { return };
     let kept = scene.connect("127.0.0.1:8080").expect("taken");
-    scene.end().await;
+    scene.forwarding.take().expect("once").end().await;
     let error = scene.connect("127.0.0.1:8080").expect_err("nobody listens");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     assert!(!scene.stage.pod.run("ss -Hltn").contains("127.0.0.1"));
