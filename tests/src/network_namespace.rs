@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
     process::Command,
     thread,
 };
@@ -30,6 +31,20 @@ impl NetworkNamespace {
         let namespace = Self { file: made.join().expect("no panic")? };
         namespace.ip("link set lo up")?;
         Ok(namespace)
+    }
+
+    /// The one at this path.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        let file = File::open(path).with_context(|| format!("no network namespace {}", path.display()))?;
+        Ok(Self { file: file.into() })
+    }
+
+    /// Where other processes find it, as long as this value lives.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()
     }
 
     /// Does something inside, on a thread that then ends. What it opens or starts stays inside.

@@ -7,6 +7,7 @@ mod boot;
 mod figure;
 mod idle;
 mod memory;
+mod network;
 mod pods;
 mod runs;
 
@@ -14,6 +15,10 @@ use anyhow::{Context, bail};
 use tests::{Containerd, prefix, requirement::Requirement};
 
 fn main() -> anyhow::Result<()> {
+    // As the other end of a pod's traffic, it runs in a guest.
+    if std::env::args().nth(1).as_deref() == Some(network::WORD) {
+        return network::serve();
+    }
     for requirement in [Requirement::Kvm, Requirement::Root, Requirement::Stage, Requirement::Program("containerd")] {
         if let Some(missing) = requirement.missing() {
             bail!("the benchmark needs {missing}");
@@ -34,7 +39,8 @@ fn main() -> anyhow::Result<()> {
 /// Takes the figures of one part.
 type Take = fn() -> anyhow::Result<Vec<figure::Figure>>;
 
-const PARTS: [(&str, Take); 3] = [("boot", boot::figures), ("ctr", through_ctr), ("cri", pods::figures)];
+const PARTS: [(&str, Take); 4] =
+    [("boot", boot::figures), ("ctr", through_ctr), ("cri", pods::figures), ("net", network::figures)];
 
 fn through_ctr() -> anyhow::Result<Vec<figure::Figure>> {
     let containerd = Containerd::start();

@@ -103,7 +103,7 @@ fn burst(node: &Node, runtime: &str) -> (Vec<f64>, usize) {
 }
 
 /// The nearest sample that so many per cent of all do not exceed.
-fn percentile(samples: &[f64], percent: usize) -> f64 {
+pub fn percentile(samples: &[f64], percent: usize) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (sorted.len() * percent).div_ceil(100).max(1);

@@ -1,0 +1,118 @@
+//! A pod by the library alone, in a network of its own: what containerd has no question for, exits, interrupts and the moments of a launch.
+
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+
+use pod::{ContainerSpec, Installation, Pod, PodSpec, Report, RootFs, StdioWanted};
+use tempfile::TempDir;
+use tests::NetworkNamespace;
+
+use super::traffic::{self, Server, Stream};
+use crate::figure::Figure;
+
+const MEMORY_MIB: u32 = 128;
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
+/// Rounds of the counts, and how long each moves bytes.
+const ROUNDS: usize = 5;
+const PERIOD: Duration = Duration::from_millis(400);
+
+/// A namespace as a plugin leaves one for a pod, and the other end of its interface.
+pub struct Networks {
+    pub pods: NetworkNamespace,
+    pub outside: NetworkNamespace,
+}
+
+impl Networks {
+    pub fn new() -> anyhow::Result<Self> {
+        let (pods, outside) = (NetworkNamespace::new()?, NetworkNamespace::new()?);
+        outside.ip(&format!("link add far type veth peer name eth0 netns {}", pods.path().display()))?;
+        outside.ip("addr add 10.96.0.1/24 dev far")?;
+        outside.ip("link set far up")?;
+        pods.ip(&format!("addr add {ADDRESS}/24 dev eth0"))?;
+        pods.ip("link set eth0 up")?;
+        pods.ip("route add default via 10.96.0.1")?;
+        Ok(Self { pods, outside })
+    }
+}
+
+/// Launches a pod; its folder goes with the second.
+pub async fn launch(id: String, network: Option<PathBuf>) -> anyhow::Result<(Pod, TempDir)> {
+    let scratch = tempfile::Builder::new().prefix("kata-rs-bench-").tempdir()?;
+    let spec = PodSpec {
+        id,
+        state_dir: scratch.path().join("pod"),
+        vcpus: 1,
+        memory_mib: MEMORY_MIB,
+        hostname: "bench".to_owned(),
+        sysctls: Default::default(),
+        resolv_conf: String::new(),
+        network,
+        extra_cmdline: String::new(),
+    };
+    Ok((Pod::launch(&Installation::find()?, spec).await?, scratch))
+}
+
+/// `net.exits.*` and `net.interrupts.*`, per MiB.
+pub fn figures() -> anyhow::Result<Vec<Figure>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(counts())
+}
+
+async fn counts() -> anyhow::Result<Vec<Figure>> {
+    let networks = Networks::new()?;
+    let (pod, scratch) = launch("bench-net".to_owned(), Some(networks.pods.path())).await?;
+    pod.create_container(container(&scratch)?).await?;
+    pod.start(&pod::ProcessId::first("traffic")).await?;
+    let server = networks.outside.run(|| Server::at(ADDRESS))?;
+    let mut figures = Vec::new();
+    let directions: [(&str, Stream); 2] = [("send", Server::pod_sends), ("receive", Server::pod_receives)];
+    for (direction, stream) in directions {
+        let mut samples = [const { Vec::new() }; 3];
+        for _ in 0..ROUNDS {
+            let before = Counts::of(&pod.report().await?);
+            // Blocks this thread, and so what would hear of the machine's end: traffic stops then, too.
+            let moved = networks.outside.run(|| stream(server, PERIOD))?;
+            let after = Counts::of(&pod.report().await?);
+            for (samples, count) in samples.iter_mut().zip(after.since(&before)) {
+                samples.push(count / moved.mib());
+            }
+        }
+        for (name, samples) in ["exits", "kicks", "interrupts"].into_iter().zip(&samples) {
+            figures.push(Figure::alone(format!("net.{name}.{direction}"), "/MiB", samples));
+        }
+    }
+    pod.stop().await?;
+    Ok(figures)
+}
+
+/// What the machine has counted until a moment.
+struct Counts([u64; 3]);
+
+impl Counts {
+    fn of(report: &Report) -> Self {
+        let kicks = report.networks.iter().map(|network| network.kicks).sum::<u64>();
+        let interrupts = report.networks.iter().map(|network| network.interrupts).sum();
+        // A kick is an exit, too, which KVM answers by itself.
+        Self([report.exits.values().sum::<u64>() + kicks, kicks, interrupts])
+    }
+
+    fn since(&self, earlier: &Self) -> [f64; 3] {
+        std::array::from_fn(|at| self.0[at].saturating_sub(earlier.0[at]) as f64)
+    }
+}
+
+/// The traffic's other end.
+fn container(scratch: &TempDir) -> anyhow::Result<ContainerSpec> {
+    let rootfs = scratch.path().join("rootfs");
+    std::fs::create_dir_all(&rootfs)?;
+    std::fs::copy(std::env::current_exe()?, rootfs.join(traffic::PROGRAM))?;
+    let program = format!("/{}", traffic::PROGRAM);
+    let oci = serde_json::from_value(serde_json::json!({
+        "ociVersion": "1.1.0",
+        "root": { "path": "rootfs" },
+        "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": [program, traffic::WORD] },
+        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "ipc" }, { "type": "uts" }, { "type": "network" }] },
+    }))?;
+    let rootfs = RootFs::Folder(rootfs);
+    Ok(ContainerSpec { id: "traffic".to_owned(), oci, rootfs, stdio: StdioWanted::default() })
+}
