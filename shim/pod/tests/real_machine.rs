@@ -448,3 +448,49 @@ async fn needs_kvm_a_pod_is_reached_at_the_addresses_that_a_plugin_gave_it() {
     assert!(!inside.run("ip -br link").contains("katars"));
     stage.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn needs_kvm_a_port_of_the_pods_loopback_on_the_host_leads_to_its_server() {
+    let Some(stage) = Stage::new("a forwarded port of a real machine") else { return };
+    let inside = Elsewhere::new();
+    inside.run("ip link set lo up");
+    let spec = PodSpec { network: Some(inside.path.clone()), ..stage.pod_spec() };
+    let pod = within(Pod::launch(&stage.installation, spec)).await.expect("launched");
+    // Counts what it hears, and tells at the end of it.
+    let container = stage.container("busybox nc -ll -p 8080 -e /bin/wc -c", json!([]));
+    let (_, _streams) = within(pod.create_container(container)).await.expect("created");
+    within(pod.start(&first())).await.expect("started");
+    let sent = vec![b'x'; 3_000_000];
+    let path = inside.path.clone();
+    let counted = tokio::task::spawn_blocking(move || {
+        let begun = Instant::now();
+        // Nothing tells when it listens; until then each connection is refused or reset.
+        loop {
+            match count_in(&path, &sent) {
+                Ok(count) => break count,
+                Err(error) => assert!(begun.elapsed() < Duration::from_secs(15), "nobody serves: {error}"),
+            }
+        }
+    });
+    assert_eq!(within(counted).await.expect("no panic").trim(), "3000000");
+    within(pod.stop()).await.expect("stopped");
+    let refused = count_in(&inside.path, b"").expect_err("nobody listens any more");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    stage.assert_nothing_left();
+}
+
+/// What a server of the namespace's loopback says of these bytes.
+fn count_in(namespace: &Path, bytes: &[u8]) -> std::io::Result<String> {
+    let namespace = std::fs::File::open(namespace)?;
+    std::thread::scope(|scope| {
+        let talk = || {
+            nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            let mut client = std::net::TcpStream::connect("127.0.0.1:8080")?;
+            client.write_all(bytes)?;
+            client.shutdown(std::net::Shutdown::Write)?;
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).map(|_| answer)
+        };
+        scope.spawn(talk).join().expect("no panic")
+    })
+}
