@@ -9,7 +9,9 @@ mod config;
 mod container;
 mod network;
 mod pod;
+mod port_forward;
 mod stream;
+mod websocket;
 
 use std::{
     fs,
@@ -30,6 +32,7 @@ pub use self::{
     container::{Container, LogLine, STARTS_WITHIN},
     network::{Network, handler_on},
     pod::Pod,
+    port_forward::PortForward,
     stream::Stream,
 };
 use crate::{Containerd, NetworkNamespace};

@@ -8,7 +8,7 @@ use std::{
 
 use cri::{Answer, v1};
 
-use super::{Container, Node, Template};
+use super::{Container, Node, PortForward, Template};
 
 /// A pod of a node; stopped and removed when dropped.
 pub struct Pod<'n> {
@@ -79,6 +79,16 @@ impl<'n> Pod<'n> {
     pub fn status(&self) -> Answer<v1::PodSandboxStatus> {
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: false };
         Ok(self.node.cri.pod_sandbox_status(request)?.status.unwrap_or_default())
+    }
+
+    /// Connects to a port of its loopback as `kubectl port-forward` does, where the node's containerd serves streams.
+    ///
+    /// # Errors
+    /// What the runtime said, or its streaming server does not answer.
+    pub fn forward(&self, port: u16) -> anyhow::Result<PortForward> {
+        let request = v1::PortForwardRequest { pod_sandbox_id: self.id.clone(), port: vec![port.into()] };
+        let url = self.node.cri.port_forward(request)?.url;
+        self.node.network().run(|| PortForward::open(&url, port))
     }
 
     /// Kills what runs in it and frees its network.

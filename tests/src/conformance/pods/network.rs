@@ -5,7 +5,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
     sync::OnceLock,
     thread,
     time::Duration,
@@ -91,6 +91,13 @@ pub fn cases() -> Vec<Case> {
         Case::new(GROUP, "a port of the node leads to the pod (hostPort)", host_port),
         Case::new(GROUP, "containers of the pod see the same interface", shared),
         Case::new(GROUP, "a closed port refuses at once", refused),
+        Case::new(
+            GROUP,
+            "port-forward reaches a server on the pod's loopback, over both families where it listens",
+            forwarded,
+        ),
+        Case::new(GROUP, "port-forward carries 16 MiB whole each way", forwarded_much),
+        Case::new(GROUP, "port-forward to a closed port tells of an error", forwarded_nowhere),
     ]
 }
 
@@ -419,5 +426,65 @@ fn refused(subject: &Subject) -> anyhow::Result<()> {
     let error = ask_from_the_node(&address, 81).expect_err("nobody serves there");
     ensure!(format!("{error:#}").contains("refused"), "{error:#}");
     drop(container);
+    Ok(pod.remove()?)
+}
+
+/// Servers on the loopback only: of IPv4 at 8081, of IPv6 at 8082, of both at 8083. Each answers so many bytes, of which the first four tell how many, with them.
+const LOOPBACK_SERVER: &str = "
+import socket, threading
+def exactly(peer, count):
+    block = b''
+    while len(block) < count:
+        more = peer.recv(count - len(block))
+        if not more: raise EOFError
+        block += more
+    return block
+def answer(peer):
+    peer.sendall(exactly(peer, int.from_bytes(exactly(peer, 4), 'little')))
+    peer.close()
+def serve(address, port):
+    family = socket.AF_INET6 if ':' in address else socket.AF_INET
+    listener = socket.create_server((address, port), family=family)
+    def accept():
+        while True: threading.Thread(target=answer, args=[listener.accept()[0]]).start()
+    threading.Thread(target=accept).start()
+for address, port in [('127.0.0.1', 8081), ('::1', 8082), ('127.0.0.1', 8083), ('::1', 8083)]: serve(address, port)
+print('ready', flush=True)
+";
+
+/// Sends bytes by port-forward and tells what comes back.
+fn echoed(pod: &Pod, port: u16, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut forward = pod.forward(port)?;
+    forward.send(&u32::try_from(bytes.len())?.to_le_bytes())?;
+    bytes.chunks(32 << 10).try_for_each(|chunk| forward.send(chunk))?;
+    forward.finish()
+}
+
+fn forwarded(subject: &Subject) -> anyhow::Result<()> {
+    let pod = pod_on(Network::Dual, subject)?;
+    pod.start(Template::python(LOOPBACK_SERVER))?.wait_for_output("ready")?;
+    // containerd goes by the node's own /etc/hosts, which may know localhost by IPv4 only; ours looks at the other family by itself.
+    let known = ("localhost", 0).to_socket_addrs()?.any(|address| address.is_ipv6());
+    let ports = [8081, 8083].into_iter().chain((known || !subject.is_runc()).then_some(8082));
+    for port in ports {
+        let heard = echoed(&pod, port, b"hello").with_context(|| format!("port {port}"))?;
+        same("echo", heard, b"hello".to_vec())?;
+    }
+    Ok(pod.remove()?)
+}
+
+fn forwarded_much(subject: &Subject) -> anyhow::Result<()> {
+    let pod = pod_on(Network::Dual, subject)?;
+    pod.start(Template::python(LOOPBACK_SERVER))?.wait_for_output("ready")?;
+    let bytes: Vec<u8> = (0..16 << 20_u32).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    ensure!(echoed(&pod, 8081, &bytes)? == bytes, "other bytes came back");
+    Ok(pod.remove()?)
+}
+
+fn forwarded_nowhere(subject: &Subject) -> anyhow::Result<()> {
+    let pod = pod_on(Network::Dual, subject)?;
+    let _container = pod.start(Template::pause())?;
+    let error = pod.forward(8084)?.finish().expect_err("nobody serves there");
+    ensure!(format!("{error:#}").contains("connect"), "{error:#}");
     Ok(pod.remove()?)
 }
