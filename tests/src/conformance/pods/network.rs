@@ -3,6 +3,8 @@
 //! The node of these cases has its networks in a namespace of its own, so nothing of them is on the host. A case sees the same from a pod of
 //! either runtime; where two pods meet, the other one is runc's.
 
+mod inside;
+
 use std::{
     io::{Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
@@ -70,7 +72,7 @@ def send(address, block, whole=False):
 ";
 
 pub fn cases() -> Vec<Case> {
-    vec![
+    let mut cases = vec![
         Case::new(GROUP, "the pod has the addresses that CRI tells, at eth0, and a loopback interface", addresses),
         Case::new(GROUP, "its routes are those that the plugin made", routes),
         Case::new(GROUP, "a point-to-point plugin's routes are kept, too", point_to_point),
@@ -98,7 +100,9 @@ pub fn cases() -> Vec<Case> {
         ),
         Case::new(GROUP, "port-forward carries 16 MiB whole each way", forwarded_much),
         Case::new(GROUP, "port-forward to a closed port tells of an error", forwarded_nowhere),
-    ]
+    ];
+    cases.extend(inside::cases());
+    cases
 }
 
 fn node() -> anyhow::Result<&'static Node> {
