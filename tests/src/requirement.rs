@@ -67,3 +67,11 @@ macro_rules! needs {
 pub fn emulated() -> bool {
     std::env::var_os("KATA_RS_EMULATED").is_some() || Path::new("/etc/kata-rs-emulated").exists()
 }
+
+/// A count that a run by hand may raise.
+///
+/// # Panics
+/// The variable is no number.
+pub fn count(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}

@@ -23,6 +23,7 @@ use tests::{
     containerd::{RUNC, RUNTIME},
     needs,
     node::{Container, Node, Pod, Template, poll_until},
+    requirement::count,
 };
 
 /// Pods that run while containerd is away, and that start at once.
@@ -33,11 +34,6 @@ const AT_ONCE: usize = 10;
 fn node() -> MutexGuard<'static, Node> {
     static NODE: LazyLock<Mutex<Node>> = LazyLock::new(|| Mutex::new(Node::start().expect("a node")));
     NODE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// A count that a run by hand may raise.
-fn count(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
 }
 
 #[test]
