@@ -81,5 +81,5 @@ pub use installation::Installation;
 pub use namespaces::check_namespaces;
 pub use pod::Pod;
 pub use spec::{ContainerSpec, ExecSpec, Exit, HostMount, PodSpec, ProcessId, ProcessStreams, RootFs, StdioWanted};
-pub use sys::inherit_nothing_else;
+pub use sys::{inherit_nothing_else, make_tap};
 pub use vmm_control::Report;

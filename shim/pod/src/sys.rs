@@ -34,8 +34,12 @@ struct TapRequest {
     unused: [u8; 22],
 }
 
-/// Makes a tap of the open /dev/net/tun, or opens another queue of the one with this name. Tells its name: `%d` in it becomes a number.
-pub(crate) fn make_tap(device: &File, name: &str, several_queues: bool) -> io::Result<String> {
+/// Makes a tap of the open /dev/net/tun in the namespace of this thread, or opens another queue of the one with this name. Tells its name: `%d` in it
+/// becomes a number. A header (`struct virtio_net_hdr`) is before each frame. The tap goes with the last descriptor of a queue.
+///
+/// # Errors
+/// The name is too long or taken, or there is no CAP_NET_ADMIN in the namespace.
+pub fn make_tap(device: &File, name: &str, several_queues: bool) -> io::Result<String> {
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if several_queues {
         flags |= libc::IFF_MULTI_QUEUE;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `lo` | left: the guest has its own |
 //! | switched off | left, as it carries nothing |
-//! | Ethernet (veth, macvlan, macvtap, ipvlan, vlan, hardware) | joined |
+//! | Ethernet (veth, macvlan, macvtap, ipvlan, vlan, hardware), or a tap with an address, as user-space networks make it | joined |
 //! | not Ethernet, or another interface's port or layer | left when nobody gave it an address (`tunl0`, `sit0`, a tap), else refused |
 //! | joined to another machine already | refused |
 //!
@@ -107,8 +107,9 @@ fn joint(link: &Link, picture: &Picture) -> Result<Joint, String> {
     let Some(mac) = mac else {
         return Err(format!("it is no Ethernet interface ({kind}); use a plugin that makes a veth, macvlan or ipvlan"));
     };
-    if link.kind == "tun" {
-        return Err("a program holds its other end (tun, tap); use a plugin that makes a veth or macvlan".to_owned());
+    // One with an address is a plugin's, whose program holds the other end (passt's like). One without is some machine's own.
+    if link.kind == "tun" && !is_meant_for_the_pod(link, picture) {
+        return Err("it is the tap of a machine".to_owned());
     }
     if let Some(controller) = link.controller {
         return Err(format!("it is a port of {}; give the address to that one", name_of(controller)));
@@ -297,16 +298,26 @@ mod tests {
 
     #[test]
     fn what_cannot_be_joined_is_left_without_an_address_and_refused_with_one() {
-        let tap = Link { kind: "tun".to_owned(), ..veth(3, "tap0") };
         let port = Link { controller: Some(2), ..veth(4, "port") };
         let vlan = Link { kind: "vlan".to_owned(), lower: Some(2), ..veth(5, "eth0.100") };
-        for (link, words) in [(tunnel(6), "ipip"), (tap, "program"), (port, "port of eth0"), (vlan, "lies on eth0")] {
+        for (link, words) in [(tunnel(6), "ipip"), (port, "port of eth0"), (vlan, "lies on eth0")] {
             let mut unaddressed = picture(vec![veth(2, "eth0"), link.clone()]);
             unaddressed.addresses.truncate(1);
             assert_eq!(names(&Plan::of(unaddressed).expect("left")), ["eth0"]);
             let sentence = refusal(picture(vec![veth(2, "eth0"), link.clone()]));
             assert!(sentence.contains(words) && sentence.contains(&link.name), "{sentence}");
         }
+    }
+
+    #[test]
+    fn a_tap_is_joined_when_somebody_gave_it_an_address_and_left_to_its_machine_otherwise() {
+        let tap = Link { kind: "tun".to_owned(), ..veth(3, "tap0") };
+        let mut picture = picture(vec![veth(2, "eth0"), tap]);
+        let unaddressed =
+            Picture { addresses: picture.addresses[..1].to_vec(), links: picture.links.clone(), ..Picture::default() };
+        assert_eq!(names(&Plan::of(unaddressed).expect("left")), ["eth0"]);
+        picture.addresses[1].1.address = vec![10, 0, 0, 3];
+        assert_eq!(names(&Plan::of(picture).expect("joined")), ["eth0", "tap0"]);
     }
 
     #[test]
