@@ -144,6 +144,7 @@ impl Opened {
         let mut stdio = Stdio {
             waiting: self.stdin.zip(streams.stdin),
             terminal: self.terminal,
+            begun: false,
             stdin: None,
             stdin_hold: None,
             outputs: Vec::new(),
@@ -163,6 +164,8 @@ pub struct Stdio {
     /// The input until the process starts.
     waiting: Option<(Input, UnixStream)>,
     terminal: bool,
+    /// The process may have said something.
+    begun: bool,
     stdin: Option<AbortHandle>,
     stdin_hold: Option<OwnedFd>,
     outputs: Vec<Output>,
@@ -170,12 +173,13 @@ pub struct Stdio {
 }
 
 impl Stdio {
-    /// Begins to read the process's input. Not before it starts: opening the fifo lets a client write, and one that has nothing more
-    /// to write says `CloseIO` only if it has been told of the process by then.
+    /// Says that the process is about to start, and begins to read its input. Not earlier: opening the fifo lets a client write, and one
+    /// that has nothing more to write says `CloseIO` only if it has been told of the process by then.
     ///
     /// # Errors
     /// The fifo is gone, or the runtime cannot watch it.
-    pub fn open_stdin(&mut self) -> Result<(), Refusal> {
+    pub fn begin(&mut self) -> Result<(), Refusal> {
+        self.begun = true;
         let Some((input, stream)) = self.waiting.take() else { return Ok(()) };
         let (read, hold) = input.open()?;
         let task = copy_in(read, stream, self.terminal)
@@ -205,7 +209,7 @@ impl Stdio {
     pub async fn drain(mut self) {
         self.close_stdin();
         for output in std::mem::take(&mut self.outputs) {
-            output.drain().await;
+            output.drain(self.begun).await;
         }
         for logger in std::mem::take(&mut self.loggers) {
             logger.end().await;
@@ -245,10 +249,13 @@ impl Output {
         }
     }
 
-    async fn drain(mut self) {
+    // Of a process that never began nobody expects a word.
+    async fn drain(mut self, begun: bool) {
         self.read_hold = None;
         if let Some(arrival) = &self.arrival {
-            arrival.within(READER_COMES_WITHIN).await;
+            if begun {
+                arrival.within(READER_COMES_WITHIN).await;
+            }
             arrival.give_up();
         }
         let mut still = Duration::ZERO;

@@ -48,7 +48,7 @@ impl Containers {
 
     async fn start_in_guest(&self, process: &Process) -> Result<Arc<dyn PodFront>, Refusal> {
         if let Some(stdio) = held(&process.stdio).as_mut() {
-            stdio.open_stdin()?;
+            stdio.begin()?;
         }
         let pod = self.machine.pod().await?;
         pod.start(&process.id).await?;

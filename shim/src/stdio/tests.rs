@@ -34,7 +34,9 @@ async fn stdout_to(fifo: &Fifo) -> (Stdio, UnixStream) {
     let (ours, process) = UnixStream::pair().expect("pair");
     let opened = open(&paths).await.expect("opened");
     let streams = ProcessStreams { stdout: Some(ours), ..ProcessStreams::default() };
-    (opened.connect(streams).expect("connected"), process)
+    let mut stdio = opened.connect(streams).expect("connected");
+    stdio.begin().expect("no input to open");
+    (stdio, process)
 }
 
 async fn stdin_from(fifo: &Fifo) -> (Stdio, UnixStream) {
@@ -43,7 +45,7 @@ async fn stdin_from(fifo: &Fifo) -> (Stdio, UnixStream) {
     let opened = open(&paths).await.expect("opened");
     let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
     let mut stdio = opened.connect(streams).expect("connected");
-    stdio.open_stdin().expect("opened");
+    stdio.begin().expect("opened");
     (stdio, process)
 }
 
@@ -135,6 +137,17 @@ async fn a_reader_that_comes_after_the_end_gets_everything_and_its_end() {
 }
 
 #[tokio::test]
+async fn the_reader_of_a_process_that_never_began_is_not_waited_for() {
+    let fifo = Fifo::new();
+    let paths = Paths { stdout: fifo.text(), ..Paths::default() };
+    let (ours, process) = UnixStream::pair().expect("pair");
+    let streams = ProcessStreams { stdout: Some(ours), ..ProcessStreams::default() };
+    let stdio = open(&paths).await.expect("opened").connect(streams).expect("connected");
+    drop(process);
+    timeout(READER_COMES_WITHIN / 2, stdio.drain()).await.expect("at once");
+}
+
+#[tokio::test]
 async fn a_fifo_that_is_removed_before_its_reader_comes_holds_up_nobody() {
     let fifo = Fifo::new();
     let (stdio, process) = stdout_to(&fifo).await;
@@ -196,7 +209,7 @@ async fn a_terminal_is_not_hung_up_at_the_end_of_its_input() {
     let (ours, process) = UnixStream::pair().expect("pair");
     let streams = ProcessStreams { stdin: Some(ours), ..ProcessStreams::default() };
     let mut stdio = open(&paths).await.expect("opened").connect(streams).expect("connected");
-    stdio.open_stdin().expect("opened");
+    stdio.begin().expect("opened");
     let path = fifo.path();
     in_thread(move || File::options().write(true).open(path).expect("writer").write_all(b"exit\n").expect("written"))
         .await;
@@ -315,7 +328,7 @@ async fn nothing_is_read_before_the_process_starts() {
     let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
     let try_to_write = || rustix::fs::open(fifo.path(), flags, rustix::fs::Mode::empty());
     assert_eq!(try_to_write().expect_err("no reader"), rustix::io::Errno::NXIO);
-    stdio.open_stdin().expect("opened");
+    stdio.begin().expect("opened");
     assert!(try_to_write().is_ok());
 }
 
