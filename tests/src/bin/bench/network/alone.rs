@@ -6,7 +6,7 @@ use pod::{ContainerSpec, Installation, Pod, PodSpec, Report, RootFs, StdioWanted
 use tempfile::TempDir;
 use tests::NetworkNamespace;
 
-use super::traffic::{self, Server, Stream};
+use super::traffic::{self, Server};
 use crate::figure::Figure;
 
 const MEMORY_MIB: u32 = 128;
@@ -51,7 +51,7 @@ pub async fn launch(id: String, network: Option<PathBuf>) -> anyhow::Result<(Pod
     Ok((Pod::launch(&Installation::find()?, spec).await?, scratch))
 }
 
-/// `net.exits.*` and `net.interrupts.*`, per MiB.
+/// `net.exits.*`, `net.kicks.*` and `net.interrupts.*`, per MiB and per round trip of a byte.
 pub fn figures() -> anyhow::Result<Vec<Figure>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(counts())
@@ -63,26 +63,30 @@ async fn counts() -> anyhow::Result<Vec<Figure>> {
     pod.create_container(container(&scratch)?).await?;
     pod.start(&pod::ProcessId::first("traffic")).await?;
     let server = networks.outside.run(|| Server::at(ADDRESS))?;
+    let works: [(&str, &str, Work); 3] = [
+        ("send", "/MiB", |server| Ok(server.pod_sends(PERIOD)?.mib())),
+        ("receive", "/MiB", |server| Ok(server.pod_receives(PERIOD)?.mib())),
+        ("trip", "", |server| Ok(server.round_trips(PERIOD)?.len() as f64)),
+    ];
     let mut figures = Vec::new();
-    let directions: [(&str, Stream); 2] = [("send", Server::pod_sends), ("receive", Server::pod_receives)];
-    for (direction, stream) in directions {
+    for (name, unit, work) in works {
         let mut samples = [const { Vec::new() }; 3];
         for _ in 0..ROUNDS {
             let before = Counts::of(&pod.report().await?);
             // Blocks this thread, and so what would hear of the machine's end: traffic stops then, too.
-            let moved = networks.outside.run(|| stream(server, PERIOD))?;
+            let amount = networks.outside.run(|| work(server))?;
             let after = Counts::of(&pod.report().await?);
-            for (samples, count) in samples.iter_mut().zip(after.since(&before)) {
-                samples.push(count / moved.mib());
-            }
+            samples.iter_mut().zip(after.since(&before)).for_each(|(samples, count)| samples.push(count / amount));
         }
-        for (name, samples) in ["exits", "kicks", "interrupts"].into_iter().zip(&samples) {
-            figures.push(Figure::alone(format!("net.{name}.{direction}"), "/MiB", samples));
-        }
+        let counts = ["exits", "kicks", "interrupts"].into_iter().zip(&samples);
+        figures.extend(counts.map(|(count, samples)| Figure::alone(format!("net.{count}.{name}"), unit, samples)));
     }
     pod.stop().await?;
     Ok(figures)
 }
+
+/// Does something, and says how much of it, in MiB or in round trips.
+type Work = fn(Server) -> anyhow::Result<f64>;
 
 /// What the machine has counted until a moment.
 struct Counts([u64; 3]);
