@@ -29,7 +29,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::fd::AsRawFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 pub use publish::Publish;
@@ -37,14 +37,11 @@ pub use publish::Publish;
 use self::{
     namespace::Namespace,
     passt::Passt,
-    plan::{Plan, V4_RESOLVER},
+    plan::Plan,
     reach::Reach,
-    resolver::{FILE_LEN_MAX, Resolver},
+    resolver::{FILE_LEN_MAX, FILES, resolv_conf},
     wire::Wire,
 };
-
-/// Where the host says whom it asks for names.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// `--net`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -161,12 +158,11 @@ impl Uplink {
         let reach = Reach::of_host();
         possible()?;
         published.iter().try_for_each(Publish::check_free)?;
-        let resolver = Resolver::plan(&resolv_conf_of_host(), V4_RESOLVER, reach.v6);
-        let plan = Plan { reach, resolver, published: published.to_vec() };
+        let plan = Plan { reach, published: published.to_vec() };
         let namespace = Namespace::make(&plan)?;
-        let (passt, stream) = Passt::start(&plan)?;
+        let (passt, stream, frames) = Passt::start(&plan)?;
         let broken = || eprintln!("kata-rs: passt has ended: the container has no network any more\r");
-        let wire = Wire::start(&namespace.tap, stream, broken)
+        let wire = Wire::start(&namespace.tap, stream, frames, broken)
             .map_err(|source| NetworkError::Namespace { doing: "join its interface to passt", source })?;
         Ok(Self { _wire: wire, _passt: passt, namespace, plan })
     }
@@ -177,8 +173,9 @@ impl Uplink {
     }
 
     /// The container's resolv.conf; none when it has nobody to ask.
-    pub fn resolv_conf(&self) -> Option<&str> {
-        Some(self.plan.resolver.resolv_conf.as_str()).filter(|text| !text.is_empty())
+    pub fn resolv_conf(&self) -> Option<String> {
+        let texts = FILES.map(read);
+        resolv_conf(texts.iter().map(String::as_str), self.plan.reach.v6)
     }
 
     /// In one line, for people.
@@ -189,10 +186,10 @@ impl Uplink {
     }
 }
 
-fn resolv_conf_of_host() -> String {
+fn read(path: &str) -> String {
     let mut text = String::new();
-    // A host without one asks nobody.
-    let _ = File::open(Path::new(RESOLV_CONF)).and_then(|file| file.take(FILE_LEN_MAX).read_to_string(&mut text));
+    // What is not there, or no text, names nobody.
+    let _ = File::open(path).and_then(|file| file.take(FILE_LEN_MAX).read_to_string(&mut text));
     text
 }
 

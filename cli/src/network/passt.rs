@@ -43,8 +43,8 @@ pub struct Passt {
 }
 
 impl Passt {
-    /// Starts it, and waits until it answers or says why it does not. The stream is its network.
-    pub fn start(plan: &Plan) -> Result<(Self, UnixStream), NetworkError> {
+    /// Starts it, and waits until it answers or says why it does not. The stream is its network, of which something may have been read already.
+    pub fn start(plan: &Plan) -> Result<(Self, UnixStream, Frames), NetworkError> {
         let program = find().ok_or(NetworkError::NotInstalled)?;
         let failed = |source| NetworkError::NotStarted { program: program.clone(), source };
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
@@ -60,24 +60,27 @@ impl Passt {
         let stderr = child.stderr.take().expect("asked for");
         let passt = Self { child };
         match passt.answers(&ours, plan) {
-            Ok(()) => {
+            Ok(frames) => {
                 listen_on(stderr).map_err(failed)?;
-                Ok((passt, ours))
+                Ok((passt, ours, frames))
             }
             Err(error) => Err(passt.last_words(stderr, &error)),
         }
     }
 
-    fn answers(&self, stream: &UnixStream, plan: &Plan) -> io::Result<()> {
+    fn answers(&self, stream: &UnixStream, plan: &Plan) -> io::Result<Frames> {
         stream.set_read_timeout(Some(PATIENCE))?;
-        wire::send(stream, &plan.question())?;
         let mut frames = Frames::default();
-        while frames.next()?.is_none() {
-            if !frames.read(stream)? {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+        for question in plan.questions() {
+            wire::send(stream, &question)?;
+            while frames.next()?.is_none() {
+                if !frames.read(stream)? {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
             }
         }
-        stream.set_read_timeout(None)
+        stream.set_read_timeout(None)?;
+        Ok(frames)
     }
 
     fn last_words(mut self, stderr: ChildStderr, error: &io::Error) -> NetworkError {

@@ -8,23 +8,25 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::{
     publish::{Protocol, Publish},
     reach::Reach,
-    resolver::Resolver,
 };
 
 /// The container's interface.
 pub const MAC: [u8; 6] = [0x02, b'k', b'a', b't', b'a', 0x01];
 /// Its largest packet: as much as fits into one, so that there are few; passt cuts streams for the real network itself.
 pub const MTU: u32 = 65_520;
-/// The container, its way out, and who answers its questions for names, in 10.170.85.0/29.
+/// The container and its way out, in 10.170.85.0/29.
 const V4: Ipv4Addr = Ipv4Addr::new(10, 170, 85, 2);
 const V4_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 170, 85, 1);
-/// Stands in for a name server of the host's loopback.
-pub const V4_RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 170, 85, 3);
 const V4_PREFIX_LENGTH: u8 = 29;
 /// The same, in a private prefix (RFC 4193).
 const V6: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x6174, 0x6100, 0, 0, 0, 0, 2);
 const V6_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x6174, 0x6100, 0, 0, 0, 0, 1);
 const V6_PREFIX_LENGTH: u8 = 64;
+/// What the guest's kernel makes of the hardware address (RFC 4291, appendix A).
+const V6_LINK_LOCAL: Ipv6Addr = {
+    let [a, b, c, d, e, f] = MAC;
+    Ipv6Addr::from_octets([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+};
 
 /// Addresses of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +44,6 @@ pub struct Family {
 pub struct Plan {
     /// Families that the host reaches the world by.
     pub reach: Reach,
-    /// Name servers.
-    pub resolver: Resolver,
     /// Published ports.
     pub published: Vec<Publish>,
 }
@@ -63,19 +63,14 @@ impl Plan {
             ["--foreground", "--quiet", "--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--no-ra"].map(str::to_owned).into();
         let mut say = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
         say("--fd", fd.to_string());
+        // It would read the host's servers for DHCP, which there is none of.
+        say("--dns", "none".to_owned());
         for family in self.families() {
             say("--address", family.address.to_string());
             say("--gateway", family.gateway.to_string());
         }
         if self.reach.v4 {
             say("--netmask", V4_PREFIX_LENGTH.to_string());
-        }
-        match self.resolver.stood_in_for {
-            Some(server) => {
-                say("--dns", server.to_string());
-                say("--dns-forward", V4_RESOLVER.to_string());
-            }
-            None => say("--dns", "none".to_owned()),
         }
         for publish in &self.published {
             say(if publish.protocol == Protocol::Tcp { "--tcp-ports" } else { "--udp-ports" }, forward(publish));
@@ -85,9 +80,12 @@ impl Plan {
         words
     }
 
-    /// A question that passt answers as soon as it is ready, whatever families it serves: who has the way out? A whole Ethernet frame.
-    pub fn question(&self) -> Vec<u8> {
-        if self.reach.v4 { who_has_v4() } else { who_has_v6() }
+    /// Questions that passt answers as soon as it is ready, one frame each, from each address of the container: who has the way out? They also
+    /// tell it where the container is, which it learns from no option: a connection from outside would get lost before the guest's first word.
+    pub fn questions(&self) -> Vec<Vec<u8>> {
+        let v4 = self.reach.v4.then(who_has_v4);
+        let v6 = [V6_LINK_LOCAL, V6].map(|who| self.reach.v6.then(|| who_has_v6(who)));
+        v4.into_iter().chain(v6.into_iter().flatten()).collect()
     }
 }
 
@@ -107,7 +105,7 @@ fn who_has_v4() -> Vec<u8> {
 }
 
 /// A neighbour solicitation (RFC 4861, 4.3) to the group of the way out (RFC 4291, 2.7.1).
-fn who_has_v6() -> Vec<u8> {
+fn who_has_v6(who: Ipv6Addr) -> Vec<u8> {
     const NEXT_HEADER_ICMPV6: u8 = 58;
     const HOP_LIMIT: u8 = 255;
     let target = V6_GATEWAY.octets();
@@ -115,7 +113,7 @@ fn who_has_v6() -> Vec<u8> {
     let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
     let mut message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target, &[1, 1], &MAC].concat();
     let length = u8::try_from(message.len()).expect("one option").to_be_bytes();
-    let addresses = [V6.octets(), group.octets()].concat();
+    let addresses = [who.octets(), group.octets()].concat();
     let pseudo = [&addresses[..], &[0, 0, 0], &length, &[0, 0, 0, NEXT_HEADER_ICMPV6], &message].concat();
     message[2..4].copy_from_slice(&checksum(&pseudo).to_be_bytes());
     let header = [&[0x60, 0, 0, 0, 0], &length[..], &[NEXT_HEADER_ICMPV6, HOP_LIMIT]].concat();
@@ -135,7 +133,7 @@ mod tests {
 
     fn plan(v4: bool, v6: bool, published: &[&str]) -> Plan {
         let published = published.iter().map(|text| Publish::parse(text).expect("valid")).collect();
-        Plan { reach: Reach { v4, v6 }, resolver: Resolver::default(), published }
+        Plan { reach: Reach { v4, v6 }, published }
     }
 
     fn said(plan: &Plan) -> String {
@@ -162,17 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn passt_asks_only_the_server_that_it_stands_in_for() {
-        assert!(said(&plan(true, true, &[])).contains("--dns none"));
-        let resolver = Resolver::plan("nameserver 127.0.0.53\n", V4_RESOLVER, true);
-        let said = said(&Plan { resolver, ..plan(true, true, &[]) });
-        assert!(said.contains("--dns 127.0.0.53 --dns-forward 10.170.85.3"), "{said}");
-    }
-
-    #[test]
     fn the_questions_are_well_formed() {
         assert_eq!(who_has_v4().len(), 42);
-        let frame = who_has_v6();
+        let frame = who_has_v6(V6);
         assert_eq!((frame.len(), frame[14] >> 4), (14 + 40 + 32, 6));
         let pseudo = [&frame[22..54], &[0, 0, 0, 32, 0, 0, 0, 58], &frame[54..]].concat();
         assert_eq!(checksum(&pseudo), 0, "a message with its right sum sums up to nothing");

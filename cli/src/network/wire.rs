@@ -35,8 +35,13 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Begins to copy. The tap was opened with O_NONBLOCK. `broken` is called when passt goes away by itself.
-    pub fn start(tap: &File, stream: UnixStream, broken: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    /// Begins to copy. The tap was opened with O_NONBLOCK; `frames` has what of the stream was read before. `broken` is called when passt goes away by itself.
+    pub fn start(
+        tap: &File,
+        stream: UnixStream,
+        frames: Frames,
+        broken: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let mut wire = Self { stream, ended: Arc::default(), threads: Vec::new() };
         let (from, to) = (tap.try_clone()?, wire.stream.try_clone()?);
         wire.spawn("network out", move || {
@@ -46,7 +51,7 @@ impl Wire {
         let (from, to) = (wire.stream.try_clone()?, tap.try_clone()?);
         let ended = Arc::clone(&wire.ended);
         wire.spawn("network in", move || {
-            let _ = inward(&from, &to);
+            let _ = inward(&from, frames, &to);
             if !ended.load(Ordering::Relaxed) {
                 broken();
             }
@@ -99,15 +104,16 @@ fn outward(mut tap: &File, mut stream: &UnixStream) -> io::Result<()> {
 }
 
 /// From passt to the tap, until the stream ends.
-fn inward(stream: &UnixStream, mut tap: &File) -> io::Result<()> {
-    let mut frames = Frames::default();
-    while frames.read(stream)? {
+fn inward(stream: &UnixStream, mut frames: Frames, mut tap: &File) -> io::Result<()> {
+    loop {
         while let Some(frame) = frames.next()? {
             // The tap is full, or nobody has it up.
             let _ = tap.write_vectored(&[IoSlice::new(&HEADER), IoSlice::new(frame)]);
         }
+        if !frames.read(stream)? {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// Frames out of a stream.
@@ -214,7 +220,8 @@ mod tests {
         behind_the_tap.set_nonblocking(false).expect("set");
         let (stream, mut passt) = UnixStream::pair().expect("a pair");
         let (tell, told) = std::sync::mpsc::channel();
-        let wire = Wire::start(&tap, stream, move || tell.send(()).expect("awaited")).expect("started");
+        let wire =
+            Wire::start(&tap, stream, Frames::default(), move || tell.send(()).expect("awaited")).expect("started");
         behind_the_tap.write_all(&[&HEADER[..], b"out"].concat()).expect("written");
         let mut seen = [0; 7];
         passt.read_exact(&mut seen).expect("read");
@@ -233,7 +240,7 @@ mod tests {
     fn a_wire_that_is_dropped_ends_without_a_word() {
         let (tap, _behind_the_tap) = pair();
         let (stream, mut passt) = UnixStream::pair().expect("a pair");
-        drop(Wire::start(&tap, stream, || panic!("nobody went away")).expect("started"));
+        drop(Wire::start(&tap, stream, Frames::default(), || panic!("nobody went away")).expect("started"));
         assert_eq!(passt.read(&mut [0; 1]).expect("closed"), 0);
     }
 }
