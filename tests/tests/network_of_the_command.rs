@@ -160,7 +160,7 @@ fn published_ports_lead_into_their_containers_two_at_once() {
     let first = net.serving(&["-p", "8080:80"], "first");
     let second = net.serving(&["-p", "127.0.0.1:81:80"], "second");
     let of = |namespace: &NetworkNamespace, at: (&str, u16)| namespace.run(|| page(at));
-    for at in [("127.0.0.1", 8080), (HOST, 8080)] {
+    for at in [("127.0.0.1", 8080), ("::1", 8080), (HOST, 8080)] {
         let page = of(&net.host, at).unwrap_or_else(|error| panic!("{at:?}: {error}"));
         assert!(page.contains("first"), "{at:?}: {page}");
     }

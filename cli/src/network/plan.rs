@@ -22,11 +22,6 @@ const V4_PREFIX_LENGTH: u8 = 29;
 const V6: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x6174, 0x6100, 0, 0, 0, 0, 2);
 const V6_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfd6b, 0x6174, 0x6100, 0, 0, 0, 0, 1);
 const V6_PREFIX_LENGTH: u8 = 64;
-/// What the guest's kernel makes of the hardware address (RFC 4291, appendix A).
-const V6_LINK_LOCAL: Ipv6Addr = {
-    let [a, b, c, d, e, f] = MAC;
-    Ipv6Addr::from_octets([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
-};
 
 /// Addresses of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,11 +76,10 @@ impl Plan {
     }
 
     /// Questions that passt answers as soon as it is ready, one frame each, from each address of the container: who has the way out? They also
-    /// tell it where the container is, which it learns from no option: a connection from outside would get lost before the guest's first word.
+    /// tell it where the container is, which no option does: a connection from outside would get lost before the guest's first word.
     pub fn questions(&self) -> Vec<Vec<u8>> {
-        let v4 = self.reach.v4.then(who_has_v4);
-        let v6 = [V6_LINK_LOCAL, V6].map(|who| self.reach.v6.then(|| who_has_v6(who)));
-        v4.into_iter().chain(v6.into_iter().flatten()).collect()
+        let asked = [self.reach.v4.then(who_has_v4), self.reach.v6.then(who_has_v6)];
+        asked.into_iter().flatten().collect()
     }
 }
 
@@ -105,7 +99,7 @@ fn who_has_v4() -> Vec<u8> {
 }
 
 /// A neighbour solicitation (RFC 4861, 4.3) to the group of the way out (RFC 4291, 2.7.1).
-fn who_has_v6(who: Ipv6Addr) -> Vec<u8> {
+fn who_has_v6() -> Vec<u8> {
     const NEXT_HEADER_ICMPV6: u8 = 58;
     const HOP_LIMIT: u8 = 255;
     let target = V6_GATEWAY.octets();
@@ -113,7 +107,7 @@ fn who_has_v6(who: Ipv6Addr) -> Vec<u8> {
     let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
     let mut message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target, &[1, 1], &MAC].concat();
     let length = u8::try_from(message.len()).expect("one option").to_be_bytes();
-    let addresses = [who.octets(), group.octets()].concat();
+    let addresses = [V6.octets(), group.octets()].concat();
     let pseudo = [&addresses[..], &[0, 0, 0], &length, &[0, 0, 0, NEXT_HEADER_ICMPV6], &message].concat();
     message[2..4].copy_from_slice(&checksum(&pseudo).to_be_bytes());
     let header = [&[0x60, 0, 0, 0, 0], &length[..], &[NEXT_HEADER_ICMPV6, HOP_LIMIT]].concat();
@@ -162,7 +156,7 @@ mod tests {
     #[test]
     fn the_questions_are_well_formed() {
         assert_eq!(who_has_v4().len(), 42);
-        let frame = who_has_v6(V6);
+        let frame = who_has_v6();
         assert_eq!((frame.len(), frame[14] >> 4), (14 + 40 + 32, 6));
         let pseudo = [&frame[22..54], &[0, 0, 0, 32, 0, 0, 0, 58], &frame[54..]].concat();
         assert_eq!(checksum(&pseudo), 0, "a message with its right sum sums up to nothing");

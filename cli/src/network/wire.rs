@@ -19,6 +19,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 /// `struct virtio_net_hdr`, which a tap has before each frame: all noughts for a frame that is whole.
 const HEADER: [u8; 10] = [0; 10];
+/// Kind of an Ethernet frame with an IPv6 packet.
+const IPV6: [u8; 2] = [0x86, 0xdd];
 /// Length of a length.
 const LENGTH_LEN: usize = 4;
 /// Longest frame: the largest IP packet, an Ethernet header, a VLAN tag.
@@ -96,11 +98,23 @@ fn outward(mut tap: &File, mut stream: &UnixStream) -> io::Result<()> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
-            let length = u32::try_from(end.saturating_sub(HEADER.len())).map_err(io::Error::other)?;
+            let frame = buffer.get(HEADER.len()..end).unwrap_or_default();
+            if is_from_nobody(frame) {
+                continue;
+            }
+            let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
             buffer[LENGTH_AT..HEADER.len()].copy_from_slice(&length.to_be_bytes());
             stream.write_all(&buffer[LENGTH_AT..end.max(HEADER.len())])?;
         }
     }
+}
+
+/// An IPv6 packet without a source: its sender asks whether an address is free, or joins a group. Nobody here answers that, and passt would take the
+/// source for the container's address, and send there what comes from outside.
+fn is_from_nobody(frame: &[u8]) -> bool {
+    const KIND: std::ops::Range<usize> = 12..14;
+    const SOURCE: std::ops::Range<usize> = 22..38;
+    frame.get(KIND) == Some(&IPV6[..]) && frame.get(SOURCE).is_some_and(|source| source.iter().all(|byte| *byte == 0))
 }
 
 /// From passt to the tap, until the stream ends.
@@ -222,6 +236,9 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel();
         let wire =
             Wire::start(&tap, stream, Frames::default(), move || tell.send(()).expect("awaited")).expect("started");
+        let mut from_nobody = [0; 54];
+        from_nobody[12..14].copy_from_slice(&IPV6);
+        behind_the_tap.write_all(&[&HEADER[..], &from_nobody].concat()).expect("written");
         behind_the_tap.write_all(&[&HEADER[..], b"out"].concat()).expect("written");
         let mut seen = [0; 7];
         passt.read_exact(&mut seen).expect("read");
