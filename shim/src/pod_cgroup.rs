@@ -90,11 +90,12 @@ pub fn inherited(group: &Group, bundle: &Path) -> Option<HostCgroup> {
 }
 
 /// Leaves the cgroup and removes it. For those who were inside: the daemon at its end, and a start that failed. A pod of the same name may
-/// have been made meanwhile; then cgroup and record are its own. Hold the group's lock.
+/// have been made meanwhile; then cgroup and record are its own. What is still inside is on its way out: a machine's memory and threads take a busy
+/// host a while after the machine was reaped. Hold the group's lock.
 pub fn leave(group: &Group, cgroup: &HostCgroup) {
     cgroup.leave();
     if HostCgroup::read_record(&group.cgroup_record()).as_ref() == Some(cgroup) {
-        forget(group, &cgroup.remove());
+        forget(group, &cgroup.end());
     }
 }
 

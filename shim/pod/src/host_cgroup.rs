@@ -3,7 +3,7 @@
 //! ```text
 //!  shim start ── writes the record ── makes the folders ── moves itself in ── spawns the daemon ── ends
 //!                                                                               │ born inside, as are VMM and file server
-//!  shim daemon, at its end ── moves itself out ── removes the folders ── removes the record
+//!  shim daemon, at its end ── moves itself out ── ends what is left inside ── removes the folders ── removes the record
 //!  shim delete, after a crash ── kills what is left inside ── removes the folders ── removes the record
 //! ```
 //! The socket goes before all of that: as long as a pod ends, a new one of its name must not find it. A daemon that is killed in between leaves what
@@ -120,7 +120,7 @@ impl HostCgroup {
         self.places.iter().filter_map(|place| place.remove(busy_is_fine).err()).collect()
     }
 
-    /// Kills what is left inside, then removes. For whoever comes after a crash; the caller is outside.
+    /// Kills what is left inside, waits for its end, then removes. The caller is outside.
     pub fn end(&self) -> Vec<String> {
         if self.own {
             self.kill_all();
