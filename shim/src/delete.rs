@@ -91,6 +91,8 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
                 kill_peer(&daemon);
                 clean_up(&group)
             }
+            // It was killed a moment ago, and its socket still took a connection.
+            Deed::Complain if has_ended(&daemon) => clean_up(&group),
             Deed::Complain => Err(DeleteError::Silent(group.id.clone(), arguments.id.clone())),
         },
         Err(_) => clean_up(&group),
@@ -149,6 +151,13 @@ fn kill_peer(daemon: &UnixStream) {
     if pidfd_send_signal(&process, Signal::KILL).is_ok() {
         let _ = poll(&mut [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)], Some(&END_DEADLINE));
     }
+}
+
+fn has_ended(daemon: &UnixStream) -> bool {
+    let Ok(peer) = rustix::net::sockopt::socket_peercred(daemon) else { return false };
+    let Ok(process) = pidfd_open(peer.pid, PidfdFlags::empty()) else { return true };
+    poll(&mut [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)], Some(&END_DEADLINE))
+        .is_ok_and(|ended| ended > 0)
 }
 
 fn clean_up(group: &Group) -> Result<(), DeleteError> {
