@@ -10,7 +10,7 @@
 //! | serves, and knows it | it is told to give the container up, and goes on with that after us if need be |
 //! | serves, and the pod is named after the container | the same, after which a pod without containers ends |
 //! | listens, does not answer, and the container is the one that the pod is named after | it is killed, then as if gone |
-//! | listens, does not answer, and the container is another one | nothing, with an error: the pod's own delete comes |
+//! | listens, does not answer, and the container is another one | as if gone, if it ends within a second, as one just killed does; else nothing, with an error: the pod's own delete comes |
 //!
 //! Nothing here needs the guest, and everything can be done again.
 

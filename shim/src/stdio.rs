@@ -315,7 +315,7 @@ fn copy_out(stream: UnixStream, fifo: OwnedFd, progress: Arc<Progress>) -> io::R
 // The process waits meanwhile, once what it wrote fills its stream.
 fn copy_out_later(stream: UnixStream, fifo: &Arc<Arrival>, progress: Arc<Progress>) -> io::Result<JoinHandle<()>> {
     let source = watched_stream(stream, Interest::READABLE)?;
-    let writer = fifo.writer();
+    let writer = fifo.writer()?;
     Ok(tokio::spawn(async move {
         let write = writer.await.map_err(io::Error::other).flatten();
         match write.and_then(|write| watched(write, Interest::WRITABLE)) {

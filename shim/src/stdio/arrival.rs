@@ -10,17 +10,20 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
 use rustix::fs::{Mode, OFlags};
 use tokio::{
-    sync::watch,
-    task::{JoinHandle, spawn_blocking},
+    sync::{oneshot, watch},
     time::timeout,
 };
 
 use crate::lock::held;
+
+/// Stack of a thread that opens a file.
+const STACK_LEN: usize = 64 * 1024;
 
 /// The fifo, and what is known of its reader.
 #[derive(Debug)]
@@ -49,14 +52,21 @@ impl Arrival {
     }
 
     /// Begins to wait for the reader: the result is the write end, once somebody has opened the other, or nobody is waited for any more.
-    pub(super) fn writer(self: &Arc<Self>) -> JoinHandle<io::Result<OwnedFd>> {
+    /// The thread is none of the runtime's: those are few, and readers that never come would keep all of them.
+    pub(super) fn writer(self: &Arc<Self>) -> io::Result<oneshot::Receiver<io::Result<OwnedFd>>> {
         let fifo = Arc::clone(self);
-        spawn_blocking(move || {
-            let write = fifo.open(OFlags::WRONLY)?;
-            rustix::io::ioctl_fionbio(&write, true)?;
-            fifo.arrived()?;
-            Ok(write)
-        })
+        let (told, hears) = oneshot::channel();
+        // Nobody hears it when the output was given up meanwhile.
+        let wait = move || drop(told.send(fifo.wait()));
+        thread::Builder::new().name("reader awaited".to_owned()).stack_size(STACK_LEN).spawn(wait)?;
+        Ok(hears)
+    }
+
+    fn wait(&self) -> io::Result<OwnedFd> {
+        let write = self.open(OFlags::WRONLY)?;
+        rustix::io::ioctl_fionbio(&write, true)?;
+        self.arrived()?;
+        Ok(write)
     }
 
     fn arrived(&self) -> io::Result<()> {

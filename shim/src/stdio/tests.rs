@@ -136,6 +136,19 @@ async fn a_reader_that_comes_after_the_end_gets_everything_and_its_end() {
     draining.await.expect("no panic");
 }
 
+// The daemon's runtime has four threads for all work that blocks.
+#[test]
+fn readers_that_do_not_come_keep_no_thread_of_the_runtime() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().expect("built");
+    runtime.block_on(async {
+        let fifos = [Fifo::new(), Fifo::new()];
+        let waiting = [stdout_to(&fifos[0]).await, stdout_to(&fifos[1]).await];
+        timeout(Duration::from_secs(5), in_thread(|| ())).await.expect("other work goes on");
+        drop(waiting);
+    });
+}
+
 #[tokio::test]
 async fn the_reader_of_a_process_that_never_began_is_not_waited_for() {
     let fifo = Fifo::new();
