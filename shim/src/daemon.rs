@@ -32,6 +32,7 @@ use crate::{
     publisher::Publisher,
     sandbox_service::SandboxService,
     start::READY,
+    sweep::sweep,
     task::TaskService,
 };
 
@@ -63,6 +64,9 @@ pub enum DaemonError {
     /// The service.
     #[error("cannot serve: {0}")]
     Serve(String),
+    /// Nobody would ever know of this daemon.
+    #[error("the start that made this daemon was killed, so containerd is not told of it: it ends")]
+    Starter(#[source] io::Error),
 }
 
 /// Is the daemon.
@@ -72,18 +76,18 @@ pub enum DaemonError {
 pub fn run(arguments: &Arguments) -> Result<(), DaemonError> {
     let (listener, starter) = take_over_stdio().map_err(DaemonError::Listener)?;
     let mut starter = Starter(Some(starter));
-    serve(arguments, listener, &mut starter).inspect_err(|error| starter.say(error.to_string().as_bytes()))
+    serve(arguments, listener, &mut starter).inspect_err(|error| {
+        // A `start` that is gone has nobody to tell.
+        let _ = starter.say(error.to_string().as_bytes());
+    })
 }
 
 /// The pipe to `start`, which takes one word.
 struct Starter(Option<File>);
 
 impl Starter {
-    fn say(&mut self, word: &[u8]) {
-        if let Some(mut pipe) = self.0.take() {
-            // A `start` that is gone has nobody to tell.
-            let _ = pipe.write_all(word);
-        }
+    fn say(&mut self, word: &[u8]) -> io::Result<()> {
+        self.0.take().map_or(Ok(()), |mut pipe| pipe.write_all(word))
     }
 }
 
@@ -124,8 +128,10 @@ async fn serve_pod(
     let listener = listener::accept(listener, services.keys().cloned()).map_err(DaemonError::Listener)?;
     let mut server = Server::new().add_listener(listener).register_service(services);
     server.start().await.map_err(|error| DaemonError::Serve(error.to_string()))?;
-    starter.say(READY);
+    starter.say(READY).map_err(DaemonError::Starter)?;
     ignore_signals();
+    let sockets = group.socket.parent().map(Path::to_owned);
+    tokio::task::spawn_blocking(move || sockets.iter().for_each(|folder| sweep(folder)));
     tokio::spawn(Arc::clone(&containers).watch_memory());
     tokio::spawn(containers.watch_machine());
     service.ended().await;

@@ -41,6 +41,7 @@ use crate::{
     group::Group,
     pod_cgroup,
     refusal::Refusal,
+    sweep::sweep,
     timestamp,
 };
 
@@ -99,6 +100,7 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
     };
     unmount_rootfs(&bundle);
     answer().map_err(DeleteError::Answer)?;
+    group.socket.parent().into_iter().for_each(sweep);
     undone
 }
 

@@ -1,10 +1,12 @@
 //! A group: the containers that share one pod, hence one daemon, one socket and one machine.
 
 use std::{
+    ffi::OsString,
     fs::{self, DirBuilder, File},
-    io,
+    io::{self, Read},
     os::unix::{
-        fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+        ffi::{OsStrExt, OsStringExt},
+        fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
         net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -24,6 +26,8 @@ pub const STATE_ROOT: &str = "/run/kata-rs";
 pub const STATE_ROOT_VARIABLE: &str = "KATA_RS_STATE_DIR";
 /// Folder of the sockets below the state root. A namespace cannot begin with a dot, so it meets none.
 const SOCKET_DIR: &str = ".s";
+/// Longest path that is read from a lock (PATH_MAX).
+const STATE_DIR_LEN_MAX: u64 = 4096;
 /// How often a lock that others remove is made again.
 const LOCK_ATTEMPTS_MAX: u32 = 1000;
 
@@ -79,7 +83,7 @@ impl Group {
         let path = self.socket.with_extension("lock");
         let mut attempts = 0;
         loop {
-            match GroupLock::take(folder, &path) {
+            match GroupLock::take(folder, &path, &self.state_dir) {
                 Ok(Some(lock)) => return Ok(lock),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 // Whoever held it last removed it, or the last of all removed the folder, between two of our steps.
@@ -104,26 +108,63 @@ impl Group {
     }
 }
 
-/// The lock of one group: a file beside its socket. Dropping it removes the file, and the folder when nothing else is in it. What a killed holder
-/// leaves is an empty file that holds up nobody, and goes with the next holder.
+/// The lock of one group: a file beside its socket, with the path of the pod's folder in it. Dropping it removes the file, and the folder when
+/// nothing else is in it. What a killed holder leaves holds up nobody, and goes with the next holder, or is swept up.
 #[derive(Debug)]
 pub struct GroupLock {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl GroupLock {
     // Nothing, when the file that was locked is no longer the one that has the name.
-    fn take(folder: &Path, path: &Path) -> io::Result<Option<Self>> {
+    fn take(folder: &Path, path: &Path, state_dir: &Path) -> io::Result<Option<Self>> {
         make_folder(folder)?;
         if folder.ends_with(SOCKET_DIR) && fs::metadata(folder)?.permissions().mode() & 0o077 != 0 {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
         }
-        let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        let lock = Self::of(path, file)?;
+        if let Some(lock) = &lock {
+            lock.file.write_all_at(state_dir.as_os_str().as_bytes(), 0)?;
+        }
+        Ok(lock)
+    }
+
+    /// Takes a lock that is there and that nobody holds: its holder was killed.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn abandoned(path: &Path) -> io::Result<Option<Self>> {
+        let file = File::options().read(true).write(true).open(path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Self::of(path, file),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn of(path: &Path, file: File) -> io::Result<Option<Self>> {
         let (locked, named) = (file.metadata()?, fs::metadata(path)?);
         let same = (locked.dev(), locked.ino()) == (named.dev(), named.ino());
-        Ok(same.then(|| Self { path: path.to_owned(), _file: file }))
+        Ok(same.then(|| Self { path: path.to_owned(), file }))
+    }
+
+    /// The folder of the pod whose lock it is, as a holder has written it.
+    pub fn state_dir(&self) -> Option<PathBuf> {
+        let mut path = Vec::new();
+        (&self.file).take(STATE_DIR_LEN_MAX).read_to_end(&mut path).ok()?;
+        let path = PathBuf::from(OsString::from_vec(path));
+        path.is_absolute().then_some(path)
+    }
+
+    /// Lets it go without a trace of that, as a holder who is killed.
+    #[cfg(test)]
+    pub fn leave_behind(self) {
+        let mut this = std::mem::ManuallyDrop::new(self);
+        // The file is closed, and so unlocked, by putting another in its place.
+        this.file = File::open("/dev/null").expect("there");
     }
 }
 

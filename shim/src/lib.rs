@@ -60,5 +60,6 @@ pub mod sandbox_config {
 pub mod sandbox_service;
 pub mod start;
 pub mod stdio;
+pub mod sweep;
 pub mod task;
 pub mod timestamp;
