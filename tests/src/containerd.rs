@@ -110,6 +110,12 @@ impl Containerd {
         self.daemon.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Does it have this file open?
+    pub fn has_open(&self, path: &Path) -> bool {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.daemon().child.id())).into_iter().flatten();
+        descriptors.flatten().any(|descriptor| fs::read_link(descriptor.path()).is_ok_and(|open| open == path))
+    }
+
     /// The containerd namespace of the test.
     pub fn namespace(&self) -> &str {
         &self.namespace

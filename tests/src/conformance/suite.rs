@@ -80,15 +80,19 @@ pub fn run(lists: Vec<Vec<Case>>, options: &Options) -> anyhow::Result<Report> {
 fn column(cases: &[Case], subject: &Arc<Subject>) -> Vec<Outcome> {
     let outcome = |case: &Case| {
         let verdict = verdict(case, subject);
-        let word = match &verdict {
-            Verdict::Passed => "passed",
-            Verdict::Differs => "differs, as documented",
-            Verdict::Failed(why) => &format!("FAILED: {why}"),
-        };
-        println!("{}: {}: {}: {word}", subject.short_name(), case.group, case.name);
+        // Of several hundred cases only these are worth a line in a long log.
+        if let Verdict::Failed(why) = &verdict {
+            println!("{}: {}: {}: FAILED: {why}", subject.short_name(), case.group, case.name);
+        }
         Outcome { runtime: subject.runtime().to_owned(), verdict }
     };
-    cases.iter().map(outcome).collect()
+    let groups = cases.chunk_by(|a, b| a.group == b.group);
+    let group = |cases: &[Case]| {
+        let outcomes: Vec<_> = cases.iter().map(outcome).collect();
+        println!("{}: {}: {} cases ended", subject.short_name(), cases[0].group, cases.len());
+        outcomes
+    };
+    groups.flat_map(group).collect()
 }
 
 // On a thread of its own, so that a case that hangs or panics is a case that failed.

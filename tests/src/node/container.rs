@@ -172,6 +172,17 @@ impl<'p> Container<'p> {
         Ok(self.log()?.into_iter().map(piece).collect())
     }
 
+    /// All that it printed, of a container that has ended: it is said to have while its last lines are still on their way into the log.
+    ///
+    /// # Errors
+    /// containerd does not finish the log.
+    pub fn whole_output(&self) -> anyhow::Result<String> {
+        let path = self.log_path();
+        let finished = || Ok((!self.pod.node.containerd.has_open(&path)).then_some(()));
+        poll_until(STARTS_WITHIN, finished)?.context("containerd does not finish the log")?;
+        self.output()
+    }
+
     /// Waits until the log holds a text.
     ///
     /// # Errors
@@ -191,7 +202,7 @@ impl Pod<'_> {
     pub fn run_to_end(&self, template: Template) -> anyhow::Result<(v1::ContainerStatus, String)> {
         let container = self.start(template)?;
         let status = container.wait()?;
-        Ok((status, container.output()?))
+        Ok((status, container.whole_output()?))
     }
 }
 

@@ -81,7 +81,8 @@ fn many_lines(subject: &Subject) -> anyhow::Result<()> {
     let container = pod.start(Template::sh("seq 1 10000"))?;
     container.wait()?;
     let expected: String = (1..=10000).map(|n| format!("{n}\n")).collect();
-    ensure!(container.output()? == expected, "{} bytes, not in order or not all", container.output()?.len());
+    let printed = container.whole_output()?;
+    ensure!(printed == expected, "{} bytes, not in order or not all", printed.len());
     Ok(pod.remove()?)
 }
 

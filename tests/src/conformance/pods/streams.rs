@@ -128,6 +128,6 @@ fn stdin_once(subject: &Subject) -> anyhow::Result<()> {
     // The client is gone, so the container reads the end of its input, and ends.
     let status = container.wait()?;
     same("end", (status.exit_code, status.reason.as_str()), (0, "Completed"))?;
-    same("log", container.output()?.as_str(), "you said first and last\nno more\n")?;
+    same("log", container.whole_output()?.as_str(), "you said first and last\nno more\n")?;
     Ok(pod.remove()?)
 }

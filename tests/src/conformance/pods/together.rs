@@ -122,7 +122,7 @@ fn added_later(subject: &Subject) -> anyhow::Result<()> {
     for n in 0..3 {
         let container = pod.start(Template::sh(&format!("echo {n}")))?;
         container.wait()?;
-        same("output", container.output()?, format!("{n}\n"))?;
+        same("output", container.whole_output()?, format!("{n}\n"))?;
         container.remove()?;
     }
     Ok(pod.remove()?)

@@ -7,10 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use containerd_shim_protos::api::Status;
 
 use super::same;
-use crate::conformance::{Bundle, Case, Reader, SIGKILL, Stdio, Subject, Task, fifo, process};
+use crate::{
+    conformance::{Bundle, Case, Reader, SIGKILL, Stdio, Subject, Task, fifo, process},
+    node::{STARTS_WITHIN, poll_until},
+};
 
 const GROUP: &str = "Task: stdio";
 /// Longest that a container may live after a kill, whoever does not read its output.
@@ -246,7 +250,9 @@ fn file_target(subject: &Subject) -> anyhow::Result<()> {
     task.start("")?;
     task.wait("")?;
     task.delete("")?;
-    let text = fs::read_to_string(&path)?;
+    // runc's shim, on a busy host, has not written all of it yet.
+    let whole = || Ok(Some(fs::read_to_string(&path)?).filter(|text| text.lines().count() >= 3));
+    let text = poll_until(STARTS_WITHIN, whole)?.context("the file does not get all lines")?;
     let mut lines: Vec<_> = text.lines().collect();
     lines[1..].sort_unstable();
     same("lines", lines, vec!["before", "error", "line"])?;
