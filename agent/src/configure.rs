@@ -16,7 +16,7 @@ use rustix::{
 
 use crate::{
     home::Home,
-    network::{Network, NetworkError},
+    network::{Network, NetworkError, Places},
     sys,
 };
 
@@ -123,7 +123,7 @@ impl Configuration {
         }
         if home.owns_machine {
             // Sysctls name interfaces.
-            self.network.apply()?;
+            self.network.apply(&Places::of_the_machine())?;
             for (path, value) in &self.sysctls {
                 set_sysctl(path, value)?;
             }

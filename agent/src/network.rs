@@ -4,7 +4,7 @@
 //!  host --Network--> Network::parse -- plan (what is there, what is wanted -> steps) --> the kernel, one message a step
 //! ```
 //!
-//! Devices are there before PID 1 is, and are known by their MACs alone. What the network names becomes as it says, whatever it was
+//! Devices are there before PID 1 is, or come later ([`hotplug`]), and are known by their MACs alone. What the network names becomes as it says, whatever it was
 //! before; the rest is left alone: other interfaces, what a router told, the table `local`, link-local addresses, rules and neighbours of
 //! a container's. Routes that the kernel makes for addresses are wanted or not as all others are: the host tells them too, and some
 //! plugins take them away. So the same network can be applied again, and a changed one while the pod runs.
@@ -28,6 +28,7 @@ mod address;
 mod device;
 mod field;
 mod hop;
+mod hotplug;
 mod interface;
 mod message;
 mod neighbour;
@@ -37,6 +38,7 @@ mod rule;
 
 use address::Address;
 use device::{Device, Devices, Request};
+pub use hotplug::Places;
 use interface::Interface;
 use message::{Kind, Message};
 use neighbour::Neighbour;
@@ -142,19 +144,39 @@ impl Network {
         Err(field::invalid(field, name, "one of the network's interfaces, or lo"))
     }
 
+    /// Lets go of the machine's devices that are no interface of it any more, in the network namespace of the calling thread; blocking.
+    ///
+    /// # Errors
+    /// What there is cannot be listed.
+    pub fn let_go_of_others(&self, places: &Places) -> Result<(), NetworkError> {
+        let mut kernel = Socket::open().map_err(cannot_list("interfaces"))?;
+        for device in devices(&mut kernel)? {
+            if self.interfaces.iter().any(|interface| device.is_known_by(&interface.mac)) {
+                continue;
+            }
+            match places.let_go(&device.name) {
+                Ok(true) => log::info!("the interface {} has gone", device.name),
+                Ok(false) => {}
+                Err(error) => log::warn!("the interface {}, which has gone, cannot be let go: {error}", device.name),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes it so, in the network namespace of the calling thread; blocking.
     ///
     /// # Errors
     /// A device is missing, with nothing done; or the kernel refuses a step, with those before it done.
-    pub fn apply(&self) -> Result<(), NetworkError> {
+    pub fn apply(&self, places: &Places) -> Result<(), NetworkError> {
         if *self == Self::default() {
             return Ok(());
         }
         let mut kernel = Socket::open().map_err(cannot_list("interfaces"))?;
-        let links = list(&mut kernel, (Kind::GetLink, &Request::default()), Kind::NewLink, |device: &Device| {
-            Some(device.clone())
-        });
-        let links = links.map_err(cannot_list("interfaces"))?;
+        let mut links = devices(&mut kernel)?;
+        if self.interfaces.iter().any(|interface| interface.device(&links).is_err()) {
+            places.look().unwrap_or_else(|error| log::warn!("cannot look for new devices: {error}"));
+            links = devices(&mut kernel)?;
+        }
         let devices = Devices::find(&self.interfaces, &links)?;
         let addresses =
             list(&mut kernel, (Kind::GetAddress, &AddressMessage::default()), Kind::NewAddress, Address::of);
@@ -180,6 +202,11 @@ impl Network {
         let rules = list(kernel, (Kind::GetRule, &RuleMessage::default()), Kind::NewRule, Rule::of);
         Ok((routes, rules.map_err(cannot_list("rules"))?))
     }
+}
+
+fn devices(kernel: &mut Socket) -> Result<Vec<Device>, NetworkError> {
+    let itself = |device: &Device| Some(device.clone());
+    list(kernel, (Kind::GetLink, &Request::default()), Kind::NewLink, itself).map_err(cannot_list("interfaces"))
 }
 
 /// All that the kernel answers to the question with messages of this kind, as far as it is something to us.

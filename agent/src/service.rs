@@ -20,7 +20,7 @@ use crate::{
     describe::describe,
     home::Home,
     launch::{Launcher, StdioRequest},
-    network::Network,
+    network::{Network, Places},
     process::Exit,
     reaper::Reaper,
     refusal::{Refusal, Source},
@@ -85,7 +85,9 @@ impl Service {
         let failed = |error: Source| Refusal::failed("change the pod's network", error);
         let changed = spawn_blocking(move || {
             let _turn = turn;
-            wanted.apply()
+            let places = Places::of_the_machine();
+            wanted.let_go_of_others(&places)?;
+            wanted.apply(&places)
         });
         changed.await.map_err(|error| failed(error.into()))?.map_err(|error| failed(error.into()))
     }

@@ -1,9 +1,9 @@
 //! The network as a kernel has it: in a network namespace of the test's own, with veth pairs for the machine's devices.
 #![allow(clippy::unwrap_used, reason = "a failed step fails its test")]
 
-use std::{net::IpAddr, process::Command};
+use std::{net::IpAddr, path::Path, process::Command};
 
-use agent::network::Network;
+use agent::network::{Network, Places};
 use agent_protocol::messages as m;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
@@ -26,6 +26,11 @@ fn in_a_machine(test: &str, story: impl FnOnce() + Send + 'static) {
         story();
     });
     told.join().expect("as told");
+}
+
+/// The devices of this test are no machine's: nothing of the host is looked into.
+fn no_places() -> Places {
+    Places::at(Path::new("/nonexistent"))
 }
 
 /// What `ip` says, of which the test says what it must.
@@ -161,7 +166,7 @@ fn two_interfaces() -> m::Network {
 }
 
 fn apply(wanted: &m::Network) {
-    Network::parse(&wanted.clone()).unwrap().apply().unwrap();
+    Network::parse(&wanted.clone()).unwrap().apply(&no_places()).unwrap();
 }
 
 /// Addresses of an interface that the kernel did not give it, as `ip` writes them, and whether they can be used.
@@ -317,7 +322,7 @@ fn needs_root_a_missing_device_changes_nothing() {
         let mut wanted = two_interfaces();
         wanted.interfaces[1].mac[5] = 9;
         let network = Network::parse(&wanted).unwrap();
-        let error = network.apply().unwrap_err();
+        let error = network.apply(&no_places()).unwrap_err();
         assert!(error.to_string().contains("02:00:00:00:00:09 of net1"), "{error}");
         assert!(!error.is_invalid());
         assert_eq!(state(), before);
@@ -330,7 +335,7 @@ fn needs_root_a_refused_step_is_told_with_the_kernels_words() {
         let mut wanted = two_interfaces();
         wanted.routes.insert(0, route("10.8.0.0/16", "192.0.2.9", "eth0"));
         let network = Network::parse(&wanted).unwrap();
-        let error = network.apply().unwrap_err();
+        let error = network.apply(&no_places()).unwrap_err();
         assert!(error.to_string().contains("make the route 10.8.0.0/16 via 192.0.2.9 dev eth0"), "{error}");
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains("invalid gateway"), "{source}");

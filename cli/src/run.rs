@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Context, bail};
 use clap::Args;
 use pod::{
-    Configuration, ContainerSpec, ErrorKind, HostMount, Installation, Pod, PodError, PodSpec, ProcessId, RootFs,
-    StdioWanted,
+    Configuration, ContainerSpec, ErrorKind, HostMount, Installation, Pod, PodError, PodNetwork, PodSpec, ProcessId,
+    RootFs, StdioWanted,
     setting::Source,
     sizing::{Limits, MachineSize},
 };
@@ -275,7 +275,7 @@ fn pod_spec(flags: &Flags, scratch: &Scratch, configuration: &Configuration) -> 
         hostname: flags.hostname.clone(),
         sysctls: Default::default(),
         resolv_conf: String::new(),
-        network: None,
+        network: PodNetwork::None,
         extra_cmdline: size.command_line(),
     }
 }

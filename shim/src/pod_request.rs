@@ -3,12 +3,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    path::Path,
 };
 
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
-use pod::{ErrorKind, PodSpec, sizing, sizing::MachineSize};
+use pod::{ErrorKind, PodNetwork, PodSpec, sizing, sizing::MachineSize};
 use protobuf::Message;
 
 use crate::{
@@ -33,8 +33,8 @@ pub struct PodRequest {
     pub sysctls: BTreeMap<String, String>,
     /// Text of `/etc/resolv.conf`, empty for none.
     pub resolv_conf: String,
-    /// The network namespace on the host whose interfaces it gets, none for loopback only.
-    pub network: Option<PathBuf>,
+    /// Where its network is.
+    pub network: PodNetwork,
     /// The cgroup of the host below which its processes shall be, where the bundle does not say so.
     pub cgroup_parent: Option<String>,
     /// What sizes it, and what the operator lets its author choose.
@@ -82,7 +82,7 @@ impl PodRequest {
             hostname: host_name_of(&config)?,
             sysctls: linux.map(|linux| sysctls(&linux.sysctls)).transpose()?.unwrap_or_default(),
             resolv_conf: config.dns_config.as_ref().map(resolv_conf).transpose()?.unwrap_or_default(),
-            network: Some(request.netns_path.as_str()).filter(|path| !path.is_empty()).map(PathBuf::from),
+            network: network_at(Some(Path::new(&request.netns_path))),
             cgroup_parent: linux.map(|linux| linux.cgroup_parent.clone()).filter(|parent| !parent.is_empty()),
             annotations,
             resources: None,
@@ -110,11 +110,18 @@ impl PodRequest {
     }
 }
 
-/// One that is made for the container has nothing in it, and nobody will put anything there.
-fn network_of(oci: &Spec) -> Option<PathBuf> {
-    let namespaces = oci.linux().as_ref()?.namespaces().as_ref()?;
-    let network = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?;
-    network.path().clone().filter(|path| !path.as_os_str().is_empty())
+fn network_of(oci: &Spec) -> PodNetwork {
+    let namespaces = oci.linux().as_ref().and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
+    let mut networks = namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    network_at(networks.next().and_then(|network| network.path().as_deref()))
+}
+
+/// Without a path the runtime makes one, and who has the task's pid may put something there.
+fn network_at(path: Option<&Path>) -> PodNetwork {
+    match path.filter(|path| !path.as_os_str().is_empty()) {
+        Some(path) => PodNetwork::Namespace(path.to_owned()),
+        None => PodNetwork::Own,
+    }
 }
 
 fn sandbox_config(request: &CreateSandboxRequest) -> Result<PodSandboxConfig, Refusal> {

@@ -58,6 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         vsock: VsockSpec { cid: 3, hybrid: 7, calls: vec![GuestCall { port: 1024, stream: 8 }] },
         shares: Vec::new(),
         networks: Vec::new(),
+        network_places: 0,
         console: ConsoleSpec { output: 9 },
     };
     std::thread::spawn(move || std::io::copy(&mut { console.0 }, &mut std::io::stdout()));

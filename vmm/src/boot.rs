@@ -20,24 +20,24 @@ use vmm_boot::{
     device_slot,
 };
 use vmm_control::{BootFailure, Flavour, KvmKind, MachineSpec, SpecError};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vmm_virtio::{ConsoleTail, MmioTransport, VirtioDevice, mmio::QUEUE_NOTIFY_OFFSET};
+use vmm_virtio::ConsoleTail;
 
 use crate::{
     bus::Bus,
-    devices::{DeviceError, DeviceFiles, report_loss},
+    devices::{DeviceError, DeviceFiles},
     event,
     exits::Exits,
     kvm::{Host, KvmError, Vcpu, Vm},
     machine::Machine,
     marks::Marks,
     memory::{Memory, MemoryError},
-    network::Network,
+    places::Places,
     ports::Ports,
     probe,
     process::chain,
     sys::{self, ClaimError, Inherited},
     vcpu::VcpuThread,
+    wiring::{self, WiringError},
 };
 
 /// Why there is no machine.
@@ -79,6 +79,9 @@ pub enum BootError {
     /// A device could not be built.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// A device could not be connected.
+    #[error(transparent)]
+    Wiring(#[from] WiringError),
     /// No thread, descriptor or random bytes to be had.
     #[error("{0} failed: are the limits of the pod's cgroup or of open files too low?")]
     Resources(&'static str, #[source] io::Error),
@@ -92,7 +95,7 @@ impl BootError {
             Self::Kvm(_) => "kvm",
             Self::NoKernel { .. } | Self::KernelFile(..) | Self::Plan(..) => "kernel",
             Self::Memory(_) => "memory",
-            Self::TooManyDevices(_) | Self::Device(_) => "devices",
+            Self::TooManyDevices(_) | Self::Device(_) | Self::Wiring(_) => "devices",
             Self::Resources(..) => "vcpus",
         };
         BootFailure { step: step.to_owned(), message: chain(self) }
@@ -176,7 +179,7 @@ struct KvmReady {
 impl KvmReady {
     fn plan(self, spec: &MachineSpec) -> Result<Planned, BootError> {
         let name = flavour_name(self.flavour);
-        let count = self.devices.count();
+        let count = self.devices.count() + usize::from(spec.network_places);
         let slots: Vec<_> = (0..count).map_while(device_slot).collect();
         if slots.len() < count {
             return Err(BootError::TooManyDevices(count));
@@ -288,12 +291,13 @@ impl Loaded {
             called_marks.note("agent call");
         });
         let devices = devices.build(spec, tail.clone(), on_call)?;
+        let first = devices.list.len() - devices.networks.len();
+        let networks = Places::new(first, &self.slots[first..], devices.networks);
         let mut transports = Vec::new();
         for (device, slot) in devices.list.into_iter().zip(&self.slots) {
-            let mut transport = connect(&vm, &self.memory, device, *slot)?;
-            report_loss(&mut transport, sender.clone());
-            transports.push(transport);
+            transports.push(Some(wiring::connect(&vm, &self.memory, &sender, device, *slot)?));
         }
+        transports.resize_with(self.slots.len(), || None);
         let bus = Arc::new(Bus::new(Ports::new(early, tail), transports, marks.clone(), sender.clone()));
         marks.note("devices ready");
         Ok(Assembled {
@@ -305,27 +309,10 @@ impl Loaded {
             sender,
             events,
             disks: devices.disk_bytes_read,
-            networks: devices.networks,
+            networks,
             kernel_bytes: self.kernel_bytes,
         })
     }
-}
-
-/// Puts a device behind its registers, its interrupt line and its notifications.
-fn connect(
-    vm: &Vm,
-    memory: &Memory,
-    device: Box<dyn VirtioDevice>,
-    slot: DeviceSlot,
-) -> Result<MmioTransport, BootError> {
-    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|error| BootError::Resources("eventfd", error))?;
-    vm.connect_interrupt(&interrupt, slot.line)?;
-    let transport = MmioTransport::new(device, memory.mapped().clone(), interrupt)
-        .map_err(|error| BootError::Resources("eventfd", error))?;
-    for (queue, event) in (0u32..).zip(transport.notify_eventfds()) {
-        vm.connect_notification(event, slot.address + QUEUE_NOTIFY_OFFSET, queue)?;
-    }
-    Ok(transport)
 }
 
 /// Everything is there but the threads of the vCPUs.
@@ -338,7 +325,7 @@ struct Assembled {
     sender: event::EventSender,
     events: event::EventReceiver,
     disks: Vec<Arc<AtomicU64>>,
-    networks: Vec<Network>,
+    networks: Places,
     kernel_bytes: u64,
 }
 
@@ -356,6 +343,7 @@ impl Assembled {
             vcpus,
             bus: self.bus,
             events: self.events,
+            sender: self.sender,
             memory: self.memory,
             vm: self.vm,
             marks,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use vmm_boot::{MMIO_SLOT_LEN, MMIO_START};
-use vmm_virtio::{MmioTransport, TransportEvent};
+use vmm_virtio::{MmioTransport, TransportEvent, mmio::read_placeholder};
 
 use crate::{
     event::{Event, EventSender},
@@ -17,14 +17,14 @@ use crate::{
 /// Ports and device registers of one machine, shared by its vCPUs.
 pub struct Bus {
     ports: Mutex<Ports>,
-    slots: Vec<Mutex<MmioTransport>>,
+    slots: Vec<Mutex<Option<MmioTransport>>>,
     marks: Marks,
     events: EventSender,
 }
 
 impl Bus {
-    /// The devices lie in slots in this order.
-    pub fn new(ports: Ports, devices: Vec<MmioTransport>, marks: Marks, events: EventSender) -> Self {
+    /// The devices lie in slots in this order; some slots are empty.
+    pub fn new(ports: Ports, devices: Vec<Option<MmioTransport>>, marks: Marks, events: EventSender) -> Self {
         let slots = devices.into_iter().map(Mutex::new).collect();
         Self { ports: Mutex::new(ports), slots, marks, events }
     }
@@ -42,7 +42,10 @@ impl Bus {
     /// An address without memory is read. Where no device is, all bits are one, as on a bus that nobody drives.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
         match self.slot(address) {
-            Some((slot, offset)) => lock(slot).read(offset, data),
+            Some((slot, offset)) => match &mut *lock(slot) {
+                Some(device) => device.read(offset, data),
+                None => read_placeholder(offset, data),
+            },
             None => data.fill(0xff),
         }
     }
@@ -50,22 +53,29 @@ impl Bus {
     /// An address without memory is written. Where no device is, nothing happens.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
         let Some((slot, offset)) = self.slot(address) else { return };
-        let mut transport = lock(slot);
+        let mut device = lock(slot);
+        let Some(transport) = &mut *device else { return };
         let event = transport.write(offset, data);
         let Some(event) = event else { return };
-        let device = transport.device_traits().name.clone();
-        drop(transport);
+        let name = transport.device_traits().name.clone();
+        drop(device);
         match event {
-            TransportEvent::DriverOk => self.marks.note(&format!("{device} driver ok")),
+            TransportEvent::DriverOk => self.marks.note(&format!("{name} driver ok")),
             TransportEvent::Reset => {}
             TransportEvent::Failed => self.events.send(Event::DeviceLost {
-                device,
+                device: name,
                 message: "it could not start, or the guest's driver gave up on it: see the lines before".to_owned(),
             }),
         }
     }
 
-    fn slot(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {
+    /// Puts a device into a slot, or nothing; what was there comes back, still running.
+    pub fn replace(&self, slot: usize, device: Option<MmioTransport>) -> Option<MmioTransport> {
+        let place = self.slots.get(slot)?;
+        std::mem::replace(&mut *lock(place), device)
+    }
+
+    fn slot(&self, address: u64) -> Option<(&Mutex<Option<MmioTransport>>, u64)> {
         let from_start = address.checked_sub(MMIO_START)?;
         let slot = self.slots.get(usize::try_from(from_start / MMIO_SLOT_LEN).ok()?)?;
         Some((slot, from_start % MMIO_SLOT_LEN))
@@ -77,7 +87,7 @@ impl Bus {
         let (done, stopped) = std::sync::mpsc::channel();
         std::thread::Builder::new().name("stop".to_owned()).spawn(move || {
             lock(&self.ports).flush();
-            self.slots.iter().for_each(|slot| drop(lock(slot).stop()));
+            self.slots.iter().for_each(|slot| drop(lock(slot).as_mut().map(MmioTransport::stop)));
             // Nobody may be waiting any more.
             let _ = done.send(());
         })?;

@@ -8,13 +8,10 @@ use std::{
 };
 
 use vmm_control::{DiskSpec, MachineSpec, ShareSpec};
-use vmm_virtio::{
-    Block, Console, ConsoleTail, FileBackend, MmioTransport, OnGuestCall, Rng, VhostUserFs, VirtioDevice, Vsock,
-};
+use vmm_virtio::{Block, Console, ConsoleTail, FileBackend, OnGuestCall, Rng, VhostUserFs, VirtioDevice, Vsock};
 
 use crate::{
-    event::{Event, EventSender},
-    network::{self, Network},
+    network::{self, Counters},
     sys::{ClaimError, Inherited},
 };
 
@@ -43,8 +40,8 @@ pub struct Devices {
     pub list: Vec<Box<dyn VirtioDevice>>,
     /// Bytes read from each disk.
     pub disk_bytes_read: Vec<Arc<AtomicU64>>,
-    /// The handles of the network devices, in the order of the spec.
-    pub networks: Vec<Network>,
+    /// Figures of the network devices, which are the last ones of the list.
+    pub networks: Vec<Counters>,
 }
 
 impl DeviceFiles {
@@ -111,8 +108,8 @@ impl DeviceFiles {
         let mut networks = Vec::new();
         for ((index, network), taps) in spec.networks.iter().enumerate().zip(self.networks) {
             let name = format!("net{index}");
-            let device = network::device(&name, network, taps).map_err(|source| failed(&name, source))?;
-            networks.push(Network::of(&device));
+            let device = network::device(&name, &network.interface, taps).map_err(|source| failed(&name, source))?;
+            networks.push(Counters::of(&device));
             list.push(Box::new(device));
         }
         Ok(Devices { list, disk_bytes_read, networks })
@@ -130,65 +127,6 @@ fn file_share(index: usize, spec: &ShareSpec, server: UnixStream) -> Result<Vhos
     VhostUserFs::connect(&device, &spec.tag, server).map_err(|source| failed(&device, source))
 }
 
-/// Ends the machine, with the device's name and the cause, when the host's part of this device is lost: the guest cannot get it back.
-pub fn report_loss(transport: &mut MmioTransport, events: EventSender) {
-    let device = transport.device_traits().name.clone();
-    transport.on_lost(Box::new(move |cause| {
-        events.send(Event::DeviceLost { device: device.clone(), message: cause.to_owned() });
-    }));
-}
-
 fn failed(device: &str, source: io::Error) -> DeviceError {
     DeviceError { device: device.to_owned(), source }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use vm_memory::{GuestAddress, GuestMemoryMmap};
-    use vmm_sys_util::eventfd::EventFd;
-    use vmm_virtio::{ActivateError, Activation, DeviceTraits, Interrupt, QueueState};
-
-    use super::*;
-    use crate::event;
-
-    /// A device without queues that gives its way back to the driver to the test.
-    struct Probe(Arc<Mutex<Option<Arc<dyn Interrupt>>>>);
-
-    impl VirtioDevice for Probe {
-        fn traits(&self) -> DeviceTraits {
-            let name = "probe".to_owned();
-            DeviceTraits { device_type: 42, features: 1 << 32, queue_sizes: vec![], config_len: 0, name }
-        }
-        fn read_config(&self, _: u32, _: &mut [u8]) {}
-        fn write_config(&mut self, _: u32, _: &[u8]) {}
-        fn activate(&mut self, with: Activation) -> Result<(), ActivateError> {
-            *self.0.lock().expect("one thread") = Some(with.interrupt);
-            Ok(())
-        }
-        fn stop(&mut self) -> Vec<QueueState> {
-            Vec::new()
-        }
-    }
-
-    #[test]
-    fn a_device_that_the_host_lets_down_ends_the_machine_and_one_that_the_guest_breaks_does_not() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
-        let way_back = Arc::default();
-        let line = EventFd::new(0).expect("a descriptor");
-        let mut transport = MmioTransport::new(Box::new(Probe(Arc::clone(&way_back))), memory, line).expect("new");
-        let (sender, events) = event::queue().expect("two descriptors");
-        report_loss(&mut transport, sender);
-        // Status ACKNOWLEDGE, DRIVER, VERSION_1 accepted, FEATURES_OK, DRIVER_OK (virtio 1.2, section 3.1.1).
-        for (register, value) in [(0x70, 1u32), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x70, 15)] {
-            transport.write(register, &value.to_le_bytes());
-        }
-        let interrupt = way_back.lock().expect("one thread").take().expect("activated");
-        interrupt.needs_reset();
-        assert_eq!(events.take(), None);
-        interrupt.lost("epoll_wait failed on the host: out of memory");
-        let message = "epoll_wait failed on the host: out of memory".to_owned();
-        assert_eq!(events.take(), Some(Event::DeviceLost { device: "probe".to_owned(), message }));
-    }
 }

@@ -51,10 +51,12 @@ mod machine;
 mod marks;
 mod memory;
 mod network;
+mod places;
 mod ports;
 mod probe;
 mod sys;
 mod tap;
 mod vcpu;
+mod wiring;
 
 pub mod process;

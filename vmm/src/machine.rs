@@ -1,7 +1,6 @@
 //! A running machine and its main loop.
 
 use std::{
-    io,
     sync::{Arc, atomic::AtomicU64, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -15,12 +14,13 @@ use vmm_control::{Ending, Flavour, FromMachine, KvmKind, Report, ToMachine, fram
 use crate::{
     bus::Bus,
     control::Control,
-    event::{Event, EventReceiver},
+    event::{Event, EventReceiver, EventSender},
     exits::Exits,
     kvm::Vm,
     marks::Marks,
     memory::Memory,
-    network::Network,
+    places::{PlaceError, Places, Wires},
+    process::chain,
     vcpu::{VcpuEnd, VcpuThread},
 };
 
@@ -37,10 +37,11 @@ pub struct Machine {
     pub bus: Arc<Bus>,
     /// Where vCPUs and devices report.
     pub events: EventReceiver,
+    /// Where a device that comes later reports.
+    pub sender: EventSender,
     /// Guest memory.
     pub memory: Memory,
-    /// Held open: with it go the interrupt lines (irqfd) of the devices.
-    #[expect(dead_code, reason = "held, not used")]
+    /// With it go the interrupt lines (irqfd) of the devices.
     pub vm: Vm,
     /// Moments of the boot.
     pub marks: Marks,
@@ -50,8 +51,8 @@ pub struct Machine {
     pub kernel_bytes: u64,
     /// Bytes read until now, one counter a disk.
     pub disks: Vec<Arc<AtomicU64>>,
-    /// The network devices, in the order of the spec.
-    pub networks: Vec<Network>,
+    /// Places for network devices; those of the spec are in the first ones.
+    pub networks: Places,
 }
 
 impl Machine {
@@ -62,7 +63,7 @@ impl Machine {
     }
 
     /// Runs to the machine's end. An error means that the launcher is gone: the machine ends with the process, at once.
-    pub fn run(self, control: &mut Control) -> Result<Ending, FrameError> {
+    pub fn run(mut self, control: &mut Control) -> Result<Ending, FrameError> {
         loop {
             if let Some(event) = self.events.take() {
                 return Ok(self.stop(ending_of(event)));
@@ -70,17 +71,15 @@ impl Machine {
             if self.launcher_calls(control) {
                 match control.receive()? {
                     ToMachine::Report => control.send(&FromMachine::Report(self.report()))?,
-                    ToMachine::AttachNetwork { index, taps, mac } => {
+                    ToMachine::AttachNetwork { place, taps, interface } => {
                         // They are behind the message whether we want them or not.
                         let taps = control.receive_descriptors(taps);
-                        control.send(&self.change_network(index, |network| network.attach(mac, taps?)))?;
+                        let attach =
+                            |places: &mut Places, wires: &Wires<'_>| places.attach(place, &interface, taps?, wires);
+                        control.send(&self.change_network(place, attach))?;
                     }
-                    ToMachine::DetachNetwork { index } => {
-                        let detach = |network: &Network| {
-                            network.detach();
-                            Ok(())
-                        };
-                        control.send(&self.change_network(index, detach))?;
+                    ToMachine::DetachNetwork { place } => {
+                        control.send(&self.change_network(place, |places, wires| places.detach(place, wires)))?;
                     }
                     ToMachine::Stop => return Ok(self.stop(Ending::Stopped)),
                     // Sent once, first; a second one has no meaning.
@@ -101,11 +100,15 @@ impl Machine {
         }
     }
 
-    /// Changes what is behind a network device; the answer for the launcher.
-    fn change_network(&self, index: usize, change: impl FnOnce(&Network) -> io::Result<()>) -> FromMachine {
-        let none = || io::Error::new(io::ErrorKind::NotFound, format!("the machine has no network device {index}"));
-        let changed = self.networks.get(index).ok_or_else(none).and_then(change);
-        FromMachine::NetworkChanged { index, failure: changed.err().map(|error| error.to_string()) }
+    /// Changes what is in a place for a network device; the answer for the launcher.
+    fn change_network(
+        &mut self,
+        place: usize,
+        change: impl FnOnce(&mut Places, &Wires<'_>) -> Result<(), PlaceError>,
+    ) -> FromMachine {
+        let wires = Wires { vm: &self.vm, memory: &self.memory, bus: &self.bus, events: &self.sender };
+        let changed = change(&mut self.networks, &wires);
+        FromMachine::NetworkChanged { place, failure: changed.err().map(|error| chain(&error)) }
     }
 
     /// Figures of this moment.
@@ -118,7 +121,7 @@ impl Machine {
             kernel_bytes: self.kernel_bytes,
             disk_bytes_read: self.disks.iter().map(|disk| disk.load(Ordering::Relaxed)).collect(),
             memory_touched_bytes: self.memory.touched_bytes(),
-            networks: self.networks.iter().map(Network::report).collect(),
+            networks: self.networks.report(),
         }
     }
 

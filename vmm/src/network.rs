@@ -1,24 +1,23 @@
-//! The machine's network devices: from taps to devices, and what is kept of them while the machine runs.
+//! The machine's network devices: from taps to devices, and their figures.
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
-use vmm_control::{Bucket, NetLimit, NetReport, NetSpec};
-use vmm_virtio::{Net, NetBackend, NetConfig, NetCounters, NetLink, RateLimit};
+use vmm_control::{Bucket, InterfaceSpec, NetLimit, NetReport};
+use vmm_virtio::{Net, NetBackend, NetConfig, NetCounters, RateLimit};
 
 use crate::tap::Tap;
 
-/// The device of `spec` over its taps.
-pub fn device(name: &str, spec: &NetSpec, taps: Vec<OwnedFd>) -> io::Result<Net> {
+/// The device of an interface over its taps.
+pub fn device(name: &str, interface: &InterfaceSpec, taps: Vec<OwnedFd>) -> io::Result<Net> {
     let taps = taps.into_iter().map(Tap::new).collect::<io::Result<Vec<_>>>()?;
-    let limits = spec.rate.unwrap_or_default();
+    let limits = interface.rate.unwrap_or_default();
     let config = NetConfig {
         name: name.to_owned(),
-        mac: spec.mac,
-        mtu: spec.mtu,
-        any_source_mac: spec.any_source_mac,
-        pairs: u16::try_from(taps.len()).expect("at most TAPS_MAX").max(1),
-        // A device that waits cannot know what its tap will be able to do.
-        udp_segmentation: !taps.is_empty() && taps.iter().all(Tap::udp_segmentation),
+        mac: interface.mac,
+        mtu: interface.mtu,
+        any_source_mac: interface.any_source_mac,
+        pairs: u16::try_from(taps.len()).expect("at most TAPS_MAX"),
+        udp_segmentation: taps.iter().all(Tap::udp_segmentation),
         transmit_limit: limit(&limits.transmit),
         receive_limit: limit(&limits.receive),
     };
@@ -34,32 +33,18 @@ fn limit(spec: &NetLimit) -> RateLimit {
     RateLimit { bytes: spec.bytes.map(bucket), frames: spec.frames.map(bucket) }
 }
 
-/// The handles of a device that the machine's bus owns.
-pub struct Network {
-    link: NetLink,
-    counters: Arc<NetCounters>,
-}
+/// The figures of a device that the machine's bus owns.
+pub struct Counters(Arc<NetCounters>);
 
-impl Network {
+impl Counters {
     /// Those of `device`.
     pub fn of(device: &Net) -> Self {
-        Self { link: device.link(), counters: device.counters() }
-    }
-
-    /// Joins it to an interface that came late.
-    pub fn attach(&self, mac: [u8; 6], taps: Vec<OwnedFd>) -> io::Result<()> {
-        let taps = taps.into_iter().map(Tap::new).collect::<io::Result<Vec<_>>>()?;
-        self.link.attach(mac, backends(taps))
-    }
-
-    /// Takes its interface away.
-    pub fn detach(&self) {
-        self.link.detach();
+        Self(device.counters())
     }
 
     /// The figures of this moment.
     pub fn report(&self) -> NetReport {
-        let counters = &self.counters;
+        let counters = &self.0;
         NetReport {
             sent_frames: counters.sent_frames.value(),
             sent_bytes: counters.sent_bytes.value(),

@@ -8,10 +8,11 @@ use super::{NetworkError, interface::Interface};
 
 /// Length of `struct ifinfomsg` (rtnetlink(7)): family, type, index, flags, and which flags are meant.
 const HEADER_LEN: usize = 16;
-/// IFLA_ADDRESS, IFLA_IFNAME and IFLA_MTU.
+/// IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU and IFLA_PERM_ADDRESS.
 const MAC: u16 = 1;
 const NAME: u16 = 3;
 const MTU: u16 = 4;
+const PERMANENT_MAC: u16 = 54;
 /// IFF_UP and IFF_NOARP.
 const UP: u32 = 1;
 const NO_ARP: u32 = 1 << 7;
@@ -25,6 +26,8 @@ pub struct Device {
     pub name: String,
     /// Its hardware address, 6 bytes of Ethernet's.
     pub mac: Vec<u8>,
+    /// The one that it came with, if it came with one; a container may have given it another.
+    pub permanent_mac: Vec<u8>,
     /// Its largest packet.
     pub mtu: u32,
     /// It is switched on.
@@ -46,6 +49,7 @@ impl Parseable<[u8]> for Device {
             let attribute = attribute?;
             match attribute.kind() {
                 MAC => device.mac = attribute.value().to_vec(),
+                PERMANENT_MAC => device.permanent_mac = attribute.value().to_vec(),
                 NAME => {
                     device.name = String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned();
                 }
@@ -54,6 +58,13 @@ impl Parseable<[u8]> for Device {
             }
         }
         Ok(device)
+    }
+}
+
+impl Device {
+    /// Is this the hardware address by which the host knows it?
+    pub fn is_known_by(&self, mac: &[u8]) -> bool {
+        if self.permanent_mac.is_empty() { self.mac == mac } else { self.permanent_mac == mac }
     }
 }
 
@@ -142,8 +153,16 @@ mod tests {
         let mut body = vec![0xff; request.buffer_len()];
         request.emit(&mut body);
         let device = Device::parse(&body).unwrap();
-        let wanted = Device { index: 7, name: "eth0".into(), mac: vec![], mtu: 1400, up: true, no_arp: true };
+        let wanted = Device { index: 7, name: "eth0".into(), mtu: 1400, up: true, no_arp: true, ..Device::default() };
         assert_eq!(device, wanted);
+    }
+
+    #[test]
+    fn a_device_is_known_by_the_address_that_it_came_with() {
+        let changed = Device { mac: vec![2; 6], permanent_mac: vec![4; 6], ..Device::default() };
+        assert!(changed.is_known_by(&[4; 6]) && !changed.is_known_by(&[2; 6]));
+        let made_by_software = Device { mac: vec![2; 6], ..Device::default() };
+        assert!(made_by_software.is_known_by(&[2; 6]) && !made_by_software.is_known_by(&[]));
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Interface {
 
     /// The device with our MAC. What is made on top of a device (VLANs, bridges) has its MAC too, and comes later.
     pub fn device<'a>(&self, devices: &'a [Device]) -> Result<&'a Device, NetworkError> {
-        let ours = devices.iter().filter(|device| device.mac == self.mac);
+        let ours = devices.iter().filter(|device| device.is_known_by(&self.mac));
         ours.min_by_key(|device| device.index)
             .ok_or_else(|| NetworkError::NoDevice { name: self.name.clone(), mac: field::hexadecimal(&self.mac) })
     }

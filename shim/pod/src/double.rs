@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io::{self, Write},
     os::{fd::OwnedFd, unix::net},
     path::Path,
@@ -21,7 +22,9 @@ use tokio::{
     sync::{Notify, oneshot, watch},
 };
 use ttrpc::r#async::{Server, TtrpcContext, transport};
-use vmm_control::{CONTROL_FD, ConsoleSpec, Ending, FromMachine, MachineSpec, Report, ToMachine, VsockSpec, frame};
+use vmm_control::{
+    CONTROL_FD, ConsoleSpec, Ending, FromMachine, MachineSpec, Report, ToMachine, VsockSpec, descriptors, frame,
+};
 
 use crate::{
     PodError, PodSpec,
@@ -62,6 +65,8 @@ pub(crate) struct Seen {
     pub network: m::Network,
     /// Queues of each network device that the machine got.
     pub queues: Vec<usize>,
+    /// The network namespace in which the machine was started.
+    pub namespace: Option<File>,
     /// Guest specs of containers.
     pub specs: Vec<serde_json::Value>,
     /// The guest was told to power off.
@@ -97,6 +102,7 @@ impl Launcher for Double {
             return Err(PodError::host("cannot spawn the double", io::Error::from_raw_os_error(2)));
         }
         tell_what_to_boot(control, some_spec(pod))?;
+        self.seen.lock().expect("whole").namespace = File::open("/proc/thread-self/ns/net").ok();
         self.seen.lock().expect("whole").queues = ends.networks.iter().map(|device| device.taps.len()).collect();
         tokio::runtime::Handle::current().spawn(live(self.clone(), ends));
         Ok(None)
@@ -147,6 +153,7 @@ fn some_spec(pod: &PodSpec) -> MachineSpec {
         vsock: VsockSpec { cid: 3, hybrid: 5, calls: vec![] },
         shares: vec![],
         networks: vec![],
+        network_places: 0,
         console: ConsoleSpec { output: 6 },
     }
 }
@@ -159,7 +166,9 @@ fn stream(fd: OwnedFd) -> UnixStream {
 
 /// The machine's life.
 async fn live(double: Double, ends: MachineEnds) {
-    let MachineEnds { control, call, hybrid, console, share: _share, networks, stderr: _stderr } = ends;
+    let MachineEnds { control, call, hybrid, console, share: _share, networks, network_places, stderr: _stderr } = ends;
+    let mut networks: Vec<Option<Vec<OwnedFd>>> = networks.into_iter().map(|device| Some(device.taps)).collect();
+    networks.extend((0..network_places).map(|_| None));
     let mut control = stream(control);
     assert!(matches!(hear(&mut control).await, Some(ToMachine::Boot(_))), "the first message is Boot");
     std::fs::File::from(console).write_all(double.script.console.as_bytes()).expect("room in the pipe");
@@ -189,6 +198,16 @@ async fn live(double: Double, ends: MachineEnds) {
             message = hear(&mut control) => match message {
                 Some(ToMachine::Stop) => break Ending::Stopped,
                 Some(ToMachine::Report) => say(&mut control, &FromMachine::Report(Report { kernel_bytes: 7, ..Report::default() })).await,
+                Some(ToMachine::AttachNetwork { place, taps, .. }) => {
+                    control.readable().await.expect("the taps come");
+                    networks[place] = Some(descriptors::receive(&control, taps).expect("so many"));
+                    double.seen.lock().expect("whole").queues.push(taps);
+                    say(&mut control, &FromMachine::NetworkChanged { place, failure: None }).await;
+                }
+                Some(ToMachine::DetachNetwork { place }) => {
+                    let failure = networks[place].take().is_none().then(|| "nothing is there".to_owned());
+                    say(&mut control, &FromMachine::NetworkChanged { place, failure }).await;
+                }
                 _ => return server.disconnect().await,
             },
             () = double.crash.notified() => break Ending::GuestReset,

@@ -24,7 +24,7 @@ use self::prepare::Prepared;
 #[cfg(test)]
 pub(crate) use self::prepare::server_connection;
 use crate::{
-    PodError, PodSpec,
+    PodError, PodNetwork, PodSpec,
     agent::Agent,
     launcher::Launcher,
     moment::mark,
@@ -101,9 +101,10 @@ impl Greeted {
             return Err(common.unwind(error).await);
         }
         common.mark("pod configured");
-        common.acquired.watching = common.watch.take().map(|watch| watch.begin(agent));
-        if let (Some(path), Some(machine)) = (&common.pod.network, &common.acquired.machine) {
-            let forwarding = Forwarding::begin(path.clone(), Arc::clone(&common.state), machine.clone());
+        let machine = common.acquired.machine.clone().expect("set by boot");
+        common.acquired.watching = common.watch.take().map(|watch| watch.begin(machine.clone(), agent));
+        if let PodNetwork::Namespace(path) = &common.pod.network {
+            let forwarding = Forwarding::begin(path.clone(), Arc::clone(&common.state), machine);
             common.acquired.forwarding = Some(forwarding);
         }
         Ok(Launched { acquired: common.acquired, state: common.state, marks: common.marks })

@@ -22,7 +22,7 @@ use crate::{
     ErrorKind, Installation, PodError, PodSpec,
     boot_files::BootFiles,
     moment::mark,
-    network::Device,
+    network::{Device, interface},
     process::Spawned,
     record::{Carried, TOKEN_VARIABLE},
     share::{ServerReady, ServerStart, Share},
@@ -50,6 +50,8 @@ pub(crate) struct MachineEnds {
     pub share: OwnedFd,
     /// Network devices.
     pub networks: Vec<Device>,
+    /// How many more may come.
+    pub network_places: u8,
     /// The VMM's standard error.
     pub stderr: OwnedFd,
 }
@@ -172,6 +174,7 @@ fn lay_out(pod: &PodSpec, vcpus: u8, files: BootFiles, ends: MachineEnds) -> (Ma
         },
         shares: vec![ShareSpec { tag: SHARE_TAG.to_owned(), socket: number(ends.share) }],
         networks,
+        network_places: ends.network_places,
         console: ConsoleSpec { output: number(ends.console) },
     };
     (spec, mappings, ends.stderr)
@@ -180,7 +183,7 @@ fn lay_out(pod: &PodSpec, vcpus: u8, files: BootFiles, ends: MachineEnds) -> (Ma
 /// Queues that no vCPU will serve are closed: frames would wait in them for ever.
 fn network(device: Device, vcpus: u8, number: &mut impl FnMut(OwnedFd) -> FdNumber) -> NetSpec {
     let queues = device.taps.into_iter().take(usize::from(vcpus).max(1));
-    NetSpec { taps: queues.map(number).collect(), mac: device.mac, mtu: device.mtu, any_source_mac: false, rate: None }
+    NetSpec { taps: queues.map(number).collect(), interface: interface(device.mac, device.mtu) }
 }
 
 #[cfg(test)]
@@ -202,7 +205,9 @@ mod tests {
                 next
             })
         };
-        assert_eq!((of(2).taps, of(2).mtu, of(2).mac[5]), (vec![CONTROL_FD + 1, CONTROL_FD + 2], 1400, 1));
+        let two = of(2);
+        let taps = vec![CONTROL_FD + 1, CONTROL_FD + 2];
+        assert_eq!((two.taps, two.interface.mtu, two.interface.mac[5]), (taps, 1400, 1));
         assert_eq!(of(1).taps.len(), 1);
         assert_eq!(of(8).taps.len(), 3);
     }

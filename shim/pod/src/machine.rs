@@ -6,21 +6,21 @@
 mod conversation;
 mod words;
 
-use std::{sync::Arc, time::Duration};
+use std::{os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::{
     net::UnixStream,
     sync::{mpsc, oneshot, watch},
 };
-use vmm_control::Report;
+use vmm_control::{InterfaceSpec, Report, ToMachine};
 
-use self::conversation::{Known, Wake};
+use self::conversation::{Known, NetworkChange, Wake};
 use crate::{ErrorKind, PodError, process::Spawned};
 
 /// How long a machine may live without its file server: both end at about the same time, in any order.
 const SERVER_GRACE: Duration = Duration::from_secs(1);
-/// How long a report may take.
-const REPORT_DEADLINE: Duration = Duration::from_secs(2);
+/// How long an answer of the VMM may take.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A handle to the machine.
 #[derive(Debug, Clone)]
@@ -92,13 +92,42 @@ impl Machine {
         });
     }
 
+    /// Puts a network device into an empty place.
+    pub(crate) async fn attach_network(
+        &self,
+        place: usize,
+        interface: InterfaceSpec,
+        taps: Vec<OwnedFd>,
+    ) -> Result<(), PodError> {
+        let message = ToMachine::AttachNetwork { place, taps: taps.len(), interface };
+        self.change_network(message, taps).await
+    }
+
+    /// Takes a network device out of its place.
+    pub(crate) async fn detach_network(&self, place: usize) -> Result<(), PodError> {
+        self.change_network(ToMachine::DetachNetwork { place }, Vec::new()).await
+    }
+
+    async fn change_network(&self, message: ToMachine, taps: Vec<OwnedFd>) -> Result<(), PodError> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.wakes.send(Wake::Network(NetworkChange { message, taps, reply }));
+        match self.answer(answer).await? {
+            None => Ok(()),
+            Some(failure) => Err(PodError::new(ErrorKind::Internal, failure)),
+        }
+    }
+
     /// Boot marks and counters.
     pub(crate) async fn report(&self) -> Result<Report, PodError> {
         let (reply, answer) = oneshot::channel();
         let _ = self.wakes.send(Wake::Report(reply));
+        self.answer(answer).await
+    }
+
+    async fn answer<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, PodError> {
         tokio::select! {
-            answer = tokio::time::timeout(REPORT_DEADLINE, answer) => match answer {
-                Ok(Ok(report)) => Ok(report),
+            answer = tokio::time::timeout(ANSWER_DEADLINE, answer) => match answer {
+                Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(_)) => Err(Self::gone_error(&self.gone().await)),
                 Err(_) => Err(PodError::new(ErrorKind::DeadlineExceeded, "the virtual machine monitor does not answer on its control socket")),
             },

@@ -19,6 +19,10 @@
 //! A tap goes with its last descriptor, which the VMM holds, and takes its own filter along. What stays is the filter at the plugin's interface. It is in the
 //! record before it is made, and goes with the interface at the latest.
 //!
+//! # The VMM is inside
+//! It is born in the pod's namespace, as a container's process would be: who goes there by the task's pid (`nsenter -t`, `ctr run --cni`, a hook) arrives where the
+//! pod's network is, and the VMM has no way to the host's. A pod for which nobody made a namespace has one of its own, in which interfaces may appear.
+//!
 //! # Costs
 //! A dozen questions to the kernel about one namespace; nothing looks at the host's own, so the number of pods does not matter.
 
@@ -38,7 +42,7 @@ mod undo;
 mod watch;
 mod wording;
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use agent_protocol::messages as m;
 use netlink::{
@@ -49,19 +53,24 @@ use netlink::{
 
 pub(crate) use self::{
     loopback::Forwarding,
-    undo::Joined,
-    watch::{Watch, Watching},
+    namespace::Namespace,
+    undo::{Joined, Late},
+    watch::{Waiting, Watch, Watching, interface},
 };
 use self::{
-    namespace::Namespace,
     picture::Picture,
     plan::{Joint, Plan},
     tap::{QUEUES_MAX, Tap},
 };
+use vmm_control::NETWORKS_MAX;
+
 use crate::{
-    ErrorKind, PodError,
+    ErrorKind, PodError, PodNetwork,
     record::{Entry, Record},
 };
+
+/// Places for interfaces that come while the pod runs: one is usual (`ctr run --cni`, a runtime's hook). An empty one costs a boot three register reads.
+const PLACES_SPARE: usize = 2;
 
 /// A network device of the machine.
 #[derive(Debug)]
@@ -81,45 +90,75 @@ pub(crate) struct Attached {
     pub network: m::Network,
     /// What the machine gets, in the same order.
     pub devices: Vec<Device>,
+    /// How many more devices may come to the machine.
+    pub places: u8,
     /// What is to be undone, if anything is.
     pub joined: Option<Joined>,
+    /// Where the VMM belongs: who looks at the pod's network by its pid finds it.
+    pub namespace: Option<Arc<Namespace>>,
     /// Hears of what changes there.
     pub watch: Option<Watch>,
 }
 
-/// Joins the namespace at `path` to a machine of so many vCPUs. What will have to be undone is recorded before it is done; on failure it is undone.
+/// Joins the pod's network to a machine of so many vCPUs. What will have to be undone is recorded before it is done; on failure it is undone.
 ///
 /// # Errors
 /// There is no such namespace, or an interface of it cannot be joined.
-pub(crate) fn attach(path: &Path, vcpus: u8, record: &Record) -> Result<Attached, PodError> {
-    let namespace = Namespace::open(path)?;
+pub(crate) fn attach(network: &PodNetwork, vcpus: u8, record: &Record) -> Result<Attached, PodError> {
+    match network {
+        PodNetwork::None => Ok(Attached::default()),
+        PodNetwork::Own => join_all(Namespace::make()?, vcpus, record),
+        PodNetwork::Namespace(path) => join_all(Namespace::open(path)?, vcpus, record),
+    }
+}
+
+fn join_all(namespace: Namespace, vcpus: u8, record: &Record) -> Result<Attached, PodError> {
+    let namespace = Arc::new(namespace);
     namespace.within(|| {
         let listener = watch::listen().map_err(unread)?;
         let mut socket = Socket::open().map_err(unread)?;
         let picture = Picture::read(&mut socket).map_err(unread)?;
         picture.unsaid.iter().for_each(|what| log::warn!("left out of the pod's network: {what}"));
         let Plan { joints, network } = Plan::of(picture)?;
-        if joints.is_empty() {
-            return Ok(Attached { network, ..Attached::default() });
-        }
-        let traces = joints.iter().map(|joint| joint.trace.clone()).collect();
-        let joined = Joined { namespace: namespace.path().to_owned(), identity: namespace.identity(), traces };
-        record
-            .write(&Entry::Network(joined.clone()))
-            .map_err(|e| PodError::host("cannot record the pod's network", e))?;
-        let queues = usize::from(vcpus).clamp(1, QUEUES_MAX);
-        let made: Result<Vec<Device>, PodError> = joints.iter().map(|joint| join(&mut socket, joint, queues)).collect();
-        match made {
-            Ok(devices) => {
-                let watch = Some(Watch::new(listener, socket, joints, network.clone()));
-                Ok(Attached { network, devices, joined: Some(joined), watch })
-            }
-            Err(error) => {
-                let left = joined.undo_here(&mut socket).err().map(|error| error.to_string());
-                Err(error.with_tail("left behind", &left.unwrap_or_default()))
-            }
-        }
+        let (joined, devices) = join_planned(&mut socket, &namespace, &joints, (vcpus, record))?;
+        let places = PLACES_SPARE.min(NETWORKS_MAX - joints.len());
+        let in_places = joints.into_iter().map(Some).chain(std::iter::repeat_n(None, places)).collect();
+        let watch = Watch::new((listener, socket), Arc::clone(&namespace), record.clone(), in_places, network.clone());
+        Ok(Attached {
+            network,
+            devices,
+            places: u8::try_from(places).expect("few"),
+            joined,
+            namespace: Some(Arc::clone(&namespace)),
+            watch: Some(watch),
+        })
     })
+}
+
+fn join_planned(
+    socket: &mut Socket,
+    namespace: &Namespace,
+    joints: &[Joint],
+    (vcpus, record): (u8, &Record),
+) -> Result<(Option<Joined>, Vec<Device>), PodError> {
+    if joints.is_empty() {
+        return Ok((None, Vec::new()));
+    }
+    let joined = Joined::of(namespace, joints.iter().map(|joint| joint.trace.clone()).collect());
+    record.write(&Entry::Network(joined.clone())).map_err(|e| PodError::host("cannot record the pod's network", e))?;
+    let made: Result<Vec<Device>, PodError> = joints.iter().map(|joint| join(socket, joint, queues(vcpus))).collect();
+    match made {
+        Ok(devices) => Ok((Some(joined), devices)),
+        Err(error) => {
+            let left = joined.undo_here(socket).err().map(|error| error.to_string());
+            Err(error.with_tail("left behind", &left.unwrap_or_default()))
+        }
+    }
+}
+
+/// How many queues a device of a machine with so many vCPUs has.
+fn queues(vcpus: u8) -> usize {
+    usize::from(vcpus).clamp(1, QUEUES_MAX)
 }
 
 /// Makes a tap for an interface and sends the frames of each to the other. The tap first: nothing is taken from the interface before it can go somewhere.

@@ -20,10 +20,22 @@ pub struct PodSpec {
     pub sysctls: BTreeMap<String, String>,
     /// `/etc/resolv.conf` of the guest, empty for none.
     pub resolv_conf: String,
-    /// The network namespace whose interfaces the guest gets, made and filled before the pod; none for loopback only.
-    pub network: Option<PathBuf>,
+    /// Where its network is.
+    pub network: PodNetwork,
     /// More words on the guest's command line, from the operator's configuration only.
     pub extra_cmdline: String,
+}
+
+/// The network namespace whose interfaces the guest gets: those that are there when the pod begins, and those that come later.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum PodNetwork {
+    /// None: the guest has its loopback, and nobody can give it more.
+    #[default]
+    None,
+    /// One that is made with the pod and belongs to it: empty, until somebody who knows the VMM's pid puts something there.
+    Own,
+    /// One that somebody else has made, and filled before the pod.
+    Namespace(PathBuf),
 }
 
 /// A mount as containerd or a user names it (type, source, options), applied on the host by us.

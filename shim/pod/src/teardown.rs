@@ -6,7 +6,7 @@ use crate::{
     agent::{Agent, POWER_OFF_DEADLINE},
     console::Tail,
     machine::Machine,
-    network::{Forwarding, Joined, Watching},
+    network::{Forwarding, Joined, Late, Watching},
     process::Spawned,
     share::Share,
     state_dir,
@@ -50,7 +50,10 @@ impl Acquired {
     /// Gives everything up; every step is tried. Tells what could not be undone.
     pub(crate) async fn undo(self, guest_has_work: bool) -> Vec<String> {
         let mut problems = Vec::new();
-        drop(self.watching);
+        let late = match self.watching {
+            Some(watching) => watching.end().await,
+            None => None,
+        };
         if let Some(forwarding) = self.forwarding {
             forwarding.end().await;
         }
@@ -63,10 +66,7 @@ impl Acquired {
         if let Some(server) = &self.server {
             problems.extend(stop_server(server).await.err());
         }
-        if let Some(network) = self.network {
-            let undone = tokio::task::spawn_blocking(move || network.undo()).await;
-            problems.extend(undone.unwrap_or_else(|e| Err(format!("the pod's network: {e}"))).err());
-        }
+        problems.extend(undo_network(self.network, late).await);
         if let Some(share) = &self.share {
             problems.extend(share.end().await);
         }
@@ -74,6 +74,18 @@ impl Acquired {
             problems.extend(state_dir::remove(state_dir));
         }
         problems
+    }
+}
+
+/// What sends frames to a machine that is gone.
+async fn undo_network(network: Option<Joined>, late: Option<Late>) -> Vec<String> {
+    let undo = move || {
+        let early = network.map_or(Ok(()), |network| network.undo());
+        [early, late.map_or(Ok(()), |late| late.undo())]
+    };
+    match tokio::task::spawn_blocking(undo).await {
+        Ok(undone) => undone.into_iter().filter_map(Result::err).collect(),
+        Err(error) => vec![format!("the pod's network: {error}")],
     }
 }
 

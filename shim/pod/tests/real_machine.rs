@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pod::{ContainerSpec, ErrorKind, ExecSpec, Installation, Pod, PodError, PodSpec, ProcessId, RootFs, StdioWanted};
+use pod::{
+    ContainerSpec, ErrorKind, ExecSpec, Installation, Pod, PodError, PodNetwork, PodSpec, ProcessId, RootFs,
+    StdioWanted,
+};
 use serde_json::json;
 
 struct Stage {
@@ -70,7 +73,7 @@ impl Stage {
             hostname: "real".into(),
             sysctls: Default::default(),
             resolv_conf: String::new(),
-            network: None,
+            network: PodNetwork::None,
             extra_cmdline: String::new(),
         }
     }
@@ -425,7 +428,7 @@ async fn needs_kvm_a_pod_is_reached_at_the_addresses_that_a_plugin_gave_it() {
     outside.run("ip address add 10.99.0.1/32 dev far");
     outside.run("ip -6 address add 2001:db8::1/64 dev far nodad");
     outside.run("ip link set far mtu 1400 up");
-    let spec = PodSpec { network: Some(inside.path.clone()), ..stage.pod_spec() };
+    let spec = PodSpec { network: PodNetwork::Namespace(inside.path.clone()), ..stage.pod_spec() };
     let pod = within(Pod::launch(&stage.installation, spec)).await.expect("launched");
     // From outside to the guest, and from the guest past its gateway.
     outside.run("busybox ping -c 1 -W 5 10.1.0.2");
@@ -454,7 +457,7 @@ async fn needs_kvm_a_port_of_the_pods_loopback_on_the_host_leads_to_its_server()
     let Some(stage) = Stage::new("a forwarded port of a real machine") else { return };
     let inside = Elsewhere::new();
     inside.run("ip link set lo up");
-    let spec = PodSpec { network: Some(inside.path.clone()), ..stage.pod_spec() };
+    let spec = PodSpec { network: PodNetwork::Namespace(inside.path.clone()), ..stage.pod_spec() };
     let pod = within(Pod::launch(&stage.installation, spec)).await.expect("launched");
     // Counts what it hears, and tells at the end of it.
     let container = stage.container("busybox nc -ll -p 8080 -e /bin/wc -c", json!([]));

@@ -40,22 +40,23 @@ fn the_pod_takes_the_network_sysctls_and_leaves_the_others_to_the_container() {
 }
 
 #[test]
-fn the_pods_network_is_named_by_a_path_or_is_loopback() {
+fn the_pods_network_is_named_by_a_path_or_is_its_own() {
     let by_container = |network: serde_json::Value| {
         let list = serde_json::json!([{"type": "pid", "path": "/proc/1/ns/pid"}, network]);
         let spec = serde_json::json!({"ociVersion": "1.0.2", "linux": {"namespaces": list}});
         PodRequest::of_container(&serde_json::from_value(spec).expect("spec")).network
     };
     let path = "/run/netns/cni-1";
-    assert_eq!(by_container(serde_json::json!({"type": "network", "path": path})), Some(path.into()));
-    assert_eq!(by_container(serde_json::json!({"type": "network"})), None);
-    assert_eq!(by_container(serde_json::json!({"type": "network", "path": ""})), None);
+    let named = PodNetwork::Namespace(path.into());
+    assert_eq!(by_container(serde_json::json!({"type": "network", "path": path})), named);
+    assert_eq!(by_container(serde_json::json!({"type": "network"})), PodNetwork::Own);
+    assert_eq!(by_container(serde_json::json!({"type": "network", "path": ""})), PodNetwork::Own);
     let by_sandbox = |path: &str| {
         let request = CreateSandboxRequest { netns_path: path.to_owned(), ..CreateSandboxRequest::default() };
         PodRequest::of_sandbox(&request).expect("a pod").network
     };
-    assert_eq!(by_sandbox(path), Some(path.into()));
-    assert_eq!(by_sandbox(""), None);
+    assert_eq!(by_sandbox(path), named);
+    assert_eq!(by_sandbox(""), PodNetwork::Own);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod events;
 mod figures;
 mod lifecycle;
 mod malformed;
+mod network;
 mod protocol;
 mod races;
 mod refusals;
@@ -34,6 +35,7 @@ pub fn cases() -> Vec<Case> {
         unrunnable::cases(),
         malformed::cases(),
         races::cases(),
+        network::cases(),
         stdio::cases(),
         figures::cases(),
     ];

@@ -21,7 +21,7 @@ mod report;
 mod spec;
 
 pub use network::{
-    BURST_BYTES_MIN, Bucket, MTU_MIN, NETWORKS_MAX, NetLimit, NetRate, NetSpec, NetworkError, RATE_MAX,
+    BURST_BYTES_MIN, Bucket, InterfaceSpec, MTU_MIN, NETWORKS_MAX, NetLimit, NetRate, NetSpec, NetworkError, RATE_MAX,
     TAPS_IN_ALL_MAX, TAPS_MAX,
 };
 pub use report::{BootFailure, Ending, KvmKind, Mark, NetReport, Probe, Report};
@@ -47,20 +47,20 @@ pub enum ToMachine {
     Boot(Box<MachineSpec>),
     /// Answer with [`FromMachine::Report`].
     Report,
-    /// Join a network device to an interface that came late, in place of one that it has. The taps come behind this message, see
-    /// [`descriptors`]; the answer is [`FromMachine::NetworkChanged`].
+    /// Put a network device into an empty place. The taps come behind this message, see [`descriptors`]; the answer is
+    /// [`FromMachine::NetworkChanged`]. The guest finds the device when it looks there again, and not before.
     AttachNetwork {
-        /// Place of the device in the spec.
-        index: usize,
-        /// Number of taps that come: one a queue pair of the device, and a device that began without taps has one.
+        /// The place: those of the spec's devices first, then the empty ones.
+        place: usize,
+        /// Number of taps that come, one a queue pair.
         taps: usize,
-        /// The only source of frames that the guest sends, unless the device allows any.
-        mac: [u8; 6],
+        /// The interface behind them.
+        interface: InterfaceSpec,
     },
-    /// Take a network device's interface away: its link goes down. The answer is [`FromMachine::NetworkChanged`].
+    /// Take a network device out of its place, whether the guest has done with it or not. The answer is [`FromMachine::NetworkChanged`].
     DetachNetwork {
-        /// Place of the device in the spec.
-        index: usize,
+        /// The place.
+        place: usize,
     },
     /// Stop the vCPUs and exit.
     Stop,
@@ -83,8 +83,8 @@ pub enum FromMachine {
     Report(Report),
     /// Answer to [`ToMachine::AttachNetwork`] and [`ToMachine::DetachNetwork`].
     NetworkChanged {
-        /// Place of the device in the spec.
-        index: usize,
+        /// Which place.
+        place: usize,
         /// Why it stays as it was; `None` when it was changed.
         failure: Option<String>,
     },

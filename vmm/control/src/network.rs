@@ -22,8 +22,15 @@ pub const RATE_MAX: u64 = 1 << 40;
 #[serde(deny_unknown_fields)]
 pub struct NetSpec {
     /// One tap descriptor a queue pair, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR (and IFF_MULTI_QUEUE for several).
-    /// None for a device that waits for its interface with its link down; it has one queue pair.
     pub taps: Vec<FdNumber>,
+    /// The interface behind them.
+    pub interface: InterfaceSpec,
+}
+
+/// What a network device shows the guest of the interface behind it, and what it lets pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterfaceSpec {
     /// The interface's address, which the guest's has too. Frames that the guest sends from another source are dropped.
     pub mac: [u8; 6],
     /// Largest packet in bytes, Ethernet header not counted.
@@ -67,8 +74,8 @@ pub struct Bucket {
 /// Why a network device cannot be.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum NetworkError {
-    /// Too many queue pairs on one device.
-    #[error("it has {0} taps, a device has at most {TAPS_MAX}: open the tap with fewer queues")]
+    /// No queue pair, or too many on one device.
+    #[error("it has {0} taps, a device has 1 to {TAPS_MAX}: open the tap with another number of queues")]
     Taps(usize),
     /// A group address, or none.
     #[error("its address {} is not that of one interface: give a unicast address other than zero", mac_text(.0))]
@@ -94,10 +101,14 @@ fn mac_text(mac: &[u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-impl NetSpec {
-    fn check(&self) -> Result<(), NetworkError> {
-        if self.taps.len() > TAPS_MAX {
-            return Err(NetworkError::Taps(self.taps.len()));
+impl InterfaceSpec {
+    /// Checks a device over so many taps.
+    ///
+    /// # Errors
+    /// The first thing that cannot be.
+    pub fn check(&self, taps: usize) -> Result<(), NetworkError> {
+        if !(1..=TAPS_MAX).contains(&taps) {
+            return Err(NetworkError::Taps(taps));
         }
         // The lowest bit of the first byte marks a group.
         if self.mac == [0; 6] || self.mac[0] & 1 != 0 {
@@ -126,18 +137,21 @@ fn check_bucket(bucket: Option<Bucket>, unit: &'static str, burst_min: u64) -> R
     Ok(())
 }
 
-/// Checks all network devices of a machine.
-pub(crate) fn check_networks(networks: &[NetSpec]) -> Result<(), SpecError> {
-    if networks.len() > NETWORKS_MAX {
-        return Err(SpecError::Networks(networks.len()));
+/// Checks all network devices of a machine, and the empty places for more.
+pub(crate) fn check_networks(networks: &[NetSpec], places: u8) -> Result<(), SpecError> {
+    let count = networks.len() + usize::from(places);
+    if count > NETWORKS_MAX {
+        return Err(SpecError::Networks(count));
     }
     let taps = networks.iter().map(|network| network.taps.len()).sum();
     if taps > TAPS_IN_ALL_MAX {
         return Err(SpecError::Taps(taps));
     }
     for (index, network) in networks.iter().enumerate() {
-        let same = networks.iter().take(index).any(|before| before.mac == network.mac);
-        let checked = network.check().and(if same { Err(NetworkError::SameMac(network.mac)) } else { Ok(()) });
+        let mac = network.interface.mac;
+        let same = networks.iter().take(index).any(|before| before.interface.mac == mac);
+        let checked = network.interface.check(network.taps.len());
+        let checked = checked.and(if same { Err(NetworkError::SameMac(mac)) } else { Ok(()) });
         checked.map_err(|source| SpecError::Network { index, source })?;
     }
     Ok(())
@@ -147,42 +161,47 @@ pub(crate) fn check_networks(networks: &[NetSpec]) -> Result<(), SpecError> {
 mod tests {
     use super::*;
 
-    fn network() -> NetSpec {
-        NetSpec { taps: vec![11], mac: [2, 0, 0, 0, 0, 1], mtu: 1500, any_source_mac: false, rate: None }
+    fn interface() -> InterfaceSpec {
+        InterfaceSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500, any_source_mac: false, rate: None }
     }
 
-    fn with_limit(bytes: Option<Bucket>, frames: Option<Bucket>) -> NetSpec {
+    fn with_limit(bytes: Option<Bucket>, frames: Option<Bucket>) -> Result<(), NetworkError> {
         let rate = NetRate { transmit: NetLimit::default(), receive: NetLimit { bytes, frames } };
-        NetSpec { rate: Some(rate), ..network() }
+        InterfaceSpec { rate: Some(rate), ..interface() }.check(1)
     }
 
     fn numbered(count: u8, taps: usize) -> Vec<NetSpec> {
-        let one = |n| NetSpec { taps: vec![11; taps], mac: [2, 0, 0, 0, 0, n], ..network() };
+        let one =
+            |n| NetSpec { taps: vec![11; taps], interface: InterfaceSpec { mac: [2, 0, 0, 0, 0, n], ..interface() } };
         (0..count).map(one).collect()
     }
 
     #[test]
-    fn an_ordinary_device_passes_with_a_tap_or_without_one() {
-        assert_eq!(check_networks(&[network()]), Ok(()));
-        assert_eq!(check_networks(&[NetSpec { taps: vec![], mtu: u16::MAX, ..network() }]), Ok(()));
-        assert_eq!(check_networks(&numbered(8, 4)), Ok(()));
+    fn ordinary_devices_pass_and_places_for_more() {
+        assert_eq!(check_networks(&numbered(1, 1), 7), Ok(()));
+        assert_eq!(check_networks(&numbered(8, 4), 0), Ok(()));
+        assert_eq!(InterfaceSpec { mtu: u16::MAX, ..interface() }.check(1), Ok(()));
     }
 
     #[test]
     fn too_many_devices_or_taps_are_refused() {
-        assert_eq!(check_networks(&numbered(9, 1)), Err(SpecError::Networks(9)));
-        assert_eq!(check_networks(&numbered(3, 11)), Err(SpecError::Taps(33)));
-        let source = NetworkError::Taps(17);
-        assert_eq!(check_networks(&numbered(1, 17)), Err(SpecError::Network { index: 0, source }));
+        assert_eq!(check_networks(&numbered(9, 1), 0), Err(SpecError::Networks(9)));
+        assert_eq!(check_networks(&numbered(8, 1), 1), Err(SpecError::Networks(9)));
+        assert_eq!(check_networks(&numbered(3, 11), 0), Err(SpecError::Taps(33)));
+        for taps in [0, 17] {
+            let source = NetworkError::Taps(taps);
+            assert_eq!(check_networks(&numbered(1, taps), 0), Err(SpecError::Network { index: 0, source }));
+        }
     }
 
     #[test]
     fn an_address_is_unicast_and_of_one_device() {
         for mac in [[0; 6], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
-            assert_eq!(NetSpec { mac, ..network() }.check(), Err(NetworkError::Mac(mac)));
+            assert_eq!(InterfaceSpec { mac, ..interface() }.check(1), Err(NetworkError::Mac(mac)));
         }
-        let error = check_networks(&[network(), network()]).expect_err("one address twice");
-        let source = NetworkError::SameMac(network().mac);
+        let twice = NetSpec { taps: vec![11], interface: interface() };
+        let error = check_networks(&[twice.clone(), twice], 0).expect_err("one address twice");
+        let source = NetworkError::SameMac(interface().mac);
         assert!(source.to_string().contains("02:00:00:00:00:01"), "{source}");
         assert_eq!(error, SpecError::Network { index: 1, source });
     }
@@ -190,21 +209,21 @@ mod tests {
     #[test]
     fn packet_sizes_below_the_least_are_refused() {
         for mtu in [0, 67] {
-            assert_eq!(NetSpec { mtu, ..network() }.check(), Err(NetworkError::Mtu(mtu)));
+            assert_eq!(InterfaceSpec { mtu, ..interface() }.check(1), Err(NetworkError::Mtu(mtu)));
         }
-        assert_eq!(NetSpec { mtu: 68, ..network() }.check(), Ok(()));
+        assert_eq!(InterfaceSpec { mtu: 68, ..interface() }.check(1), Ok(()));
     }
 
     #[test]
     fn a_limit_lets_the_largest_frame_pass_and_can_be_counted() {
         let good = Bucket { per_second: 1, burst: BURST_BYTES_MIN };
-        assert_eq!(with_limit(Some(good), Some(Bucket { per_second: RATE_MAX, burst: 1 })).check(), Ok(()));
+        assert_eq!(with_limit(Some(good), Some(Bucket { per_second: RATE_MAX, burst: 1 })), Ok(()));
         let stopped = Bucket { per_second: 0, ..good };
-        assert_eq!(with_limit(Some(stopped), None).check(), Err(NetworkError::Rate(0, "bytes")));
+        assert_eq!(with_limit(Some(stopped), None), Err(NetworkError::Rate(0, "bytes")));
         let narrow = Bucket { burst: 1500, ..good };
         let expected = NetworkError::Burst(1500, "bytes", BURST_BYTES_MIN);
-        assert_eq!(with_limit(Some(narrow), None).check(), Err(expected));
+        assert_eq!(with_limit(Some(narrow), None), Err(expected));
         let closed = Bucket { burst: 0, ..good };
-        assert_eq!(with_limit(None, Some(closed)).check(), Err(NetworkError::Burst(0, "frames", 1)));
+        assert_eq!(with_limit(None, Some(closed)), Err(NetworkError::Burst(0, "frames", 1)));
     }
 }

@@ -46,6 +46,8 @@ pub struct MachineSpec {
     pub shares: Vec<ShareSpec>,
     /// Network devices in order.
     pub networks: Vec<NetSpec>,
+    /// Empty places for network devices that come later. With the devices at most [`NETWORKS_MAX`].
+    pub network_places: u8,
     /// Where the guest's console goes.
     pub console: ConsoleSpec,
 }
@@ -171,7 +173,7 @@ impl MachineSpec {
         if self.vsock.cid < 3 || self.vsock.cid == u32::MAX {
             return Err(SpecError::Cid(self.vsock.cid));
         }
-        check_networks(&self.networks)?;
+        check_networks(&self.networks, self.network_places)?;
         self.disks.iter().try_for_each(|d| check_name("disk serial", &d.serial, 20))?;
         self.shares.iter().try_for_each(|s| check_name("share tag", &s.tag, 36))
     }
@@ -187,7 +189,7 @@ fn check_name(what: &'static str, value: &str, max: usize) -> Result<(), SpecErr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::{NetLimit, NetRate};
+    use crate::network::{InterfaceSpec, NetLimit, NetRate};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -201,11 +203,14 @@ mod tests {
             shares: vec![ShareSpec { tag: "kata-rs".into(), socket: 9 }],
             networks: vec![NetSpec {
                 taps: vec![11, 12],
-                mac: [2, 0, 0, 0, 0, 1],
-                mtu: 1500,
-                any_source_mac: false,
-                rate: Some(NetRate { transmit: NetLimit::default(), receive: NetLimit::default() }),
+                interface: InterfaceSpec {
+                    mac: [2, 0, 0, 0, 0, 1],
+                    mtu: 1500,
+                    any_source_mac: false,
+                    rate: Some(NetRate { transmit: NetLimit::default(), receive: NetLimit::default() }),
+                },
             }],
+            network_places: 1,
             console: ConsoleSpec { output: 10 },
         }
     }

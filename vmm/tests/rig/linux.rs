@@ -43,7 +43,7 @@ fn image() -> &'static Path {
     let (_, image) = IMAGE.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().join("root");
-        for name in ["dev", "proc", "sbin", "share"] {
+        for name in ["dev", "proc", "sbin", "share", "sys"] {
             std::fs::create_dir_all(root.join(name)).expect("a folder");
         }
         std::fs::copy(std::env::current_exe().expect("this binary"), root.join("sbin/init")).expect("copied");

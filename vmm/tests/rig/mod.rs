@@ -22,8 +22,8 @@ use std::{
 use command_fds::{CommandFdExt, FdMapping};
 use tempfile::TempDir;
 use vmm_control::{
-    CONTROL_FD, ConsoleSpec, DiskSpec, Flavour, FromMachine, GuestCall, KernelSpec, MachineSpec, NetSpec, Report,
-    ShareSpec, ToMachine, VsockSpec, frame,
+    CONTROL_FD, ConsoleSpec, DiskSpec, Flavour, FromMachine, GuestCall, InterfaceSpec, KernelSpec, MachineSpec,
+    NetSpec, Report, ShareSpec, ToMachine, VsockSpec, frame,
 };
 
 /// Longest wait for anything in a test: an event that does not come by then never will.
@@ -82,6 +82,8 @@ pub struct Wanted {
     pub share: Option<(String, UnixStream)>,
     /// A network device: its tap queues, and its address.
     pub network: Option<(Vec<OwnedFd>, [u8; 6])>,
+    /// Empty places for network devices.
+    pub network_places: u8,
     /// A descriptor that the process inherits and the spec does not name.
     pub leak: Option<OwnedFd>,
     /// Words for the kernel.
@@ -98,6 +100,7 @@ impl Wanted {
             vcpus: 1,
             share: None,
             network: None,
+            network_places: 0,
             leak: None,
             extra_cmdline: String::new(),
         }
@@ -109,6 +112,11 @@ impl Wanted {
         file.write_all(bytes).expect("written");
         Self::kernel(file)
     }
+}
+
+/// An ordinary interface with this address.
+pub fn interface(mac: [u8; 6]) -> InterfaceSpec {
+    InterfaceSpec { mac, mtu: 1500, any_source_mac: false, rate: None }
 }
 
 /// A VMM process and the launcher's ends of all that connects to it.
@@ -160,7 +168,7 @@ impl Machine {
             let first = CONTROL_FD + 1 + files.len() as i32;
             let taps_end = first + taps.len() as i32;
             files.extend(taps);
-            NetSpec { taps: (first..taps_end).collect(), mac, mtu: 1500, any_source_mac: false, rate: None }
+            NetSpec { taps: (first..taps_end).collect(), interface: interface(mac) }
         });
         let networks = networks.collect();
         let spec = MachineSpec {
@@ -173,6 +181,7 @@ impl Machine {
             vsock: VsockSpec { cid: 3, hybrid: 7, calls: vec![GuestCall { port: CALL_PORT, stream: 8 }] },
             shares,
             networks,
+            network_places: wanted.network_places,
             console: ConsoleSpec { output: 9 },
         };
         files.insert(0, their_control);

@@ -20,6 +20,12 @@ fn request(interface: &str) -> libc::ifreq {
     request
 }
 
+/// Mounts sysfs at /sys, if it is not there yet.
+pub fn mount_sys() {
+    // SAFETY: all four strings end with a nought, and the data may be none. A second mount is EBUSY, and all is as it should be.
+    unsafe { libc::mount(c"sysfs".as_ptr(), c"/sys".as_ptr(), c"sysfs".as_ptr(), 0, std::ptr::null()) };
+}
+
 /// Moves this thread, and no other, into a new network namespace.
 pub fn new_namespace() -> io::Result<()> {
     // SAFETY: unshare takes a number; other threads keep their namespace.

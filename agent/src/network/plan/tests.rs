@@ -8,7 +8,7 @@ use crate::network::{device::Devices, route};
 
 /// A device of these tests: number, name and last byte of the MAC.
 fn link(index: u32, name: &str, mac: u8, up: bool) -> Device {
-    Device { index, name: name.to_owned(), mac: vec![2, 0, 0, 0, 0, mac], mtu: 1500, up, no_arp: false }
+    Device { index, name: name.to_owned(), mac: vec![2, 0, 0, 0, 0, mac], mtu: 1500, up, ..Device::default() }
 }
 
 fn interface(name: &str, mac: u8, addresses: &[(&str, u8)]) -> Interface {

@@ -2,21 +2,20 @@
 
 use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
-use tokio::net::UnixStream as AsyncStream;
+use tokio::{net::UnixStream as AsyncStream, runtime::Handle};
 
 use super::{
     Common, Greeted,
     prepare::{Prepared, Sockets},
 };
 use crate::{
-    ErrorKind, PodError, PodSpec,
+    ErrorKind, PodError,
     agent::Agent,
     launcher::Launcher,
     machine::Machine,
     moment::mark,
-    network::{self, Attached},
+    network,
     process::Spawned,
-    record::Carried,
     share::{ServerReady, ServerStart},
 };
 
@@ -30,13 +29,20 @@ impl Prepared {
         let Sockets { mut control, call, mut theirs, server_listener, server_stderr } = sockets;
         let server = ServerStart { listener: server_listener, stderr: server_stderr, carried: carried.clone() };
         let pod = common.pod.clone();
-        let starter = Arc::clone(&launcher);
+        let (starter, runtime) = (Arc::clone(&launcher), Handle::current());
         // The machine first: it takes longest.
         let starting = tokio::task::spawn_blocking(move || {
-            let network = network(&pod, &carried)?;
-            theirs.networks = network.devices;
+            let network = network::attach(&pod.network, pod.vcpus, &carried.record)?;
+            (theirs.networks, theirs.network_places) = (network.devices, network.places);
             let joined = (network.network, network.joined, network.watch, mark("network joined"));
-            let process = starter.start(&pod, &mut control, theirs, &carried);
+            let start = || {
+                let _entered = runtime.enter();
+                starter.start(&pod, &mut control, theirs, &carried)
+            };
+            let process = match &network.namespace {
+                Some(namespace) => namespace.within(start),
+                None => start(),
+            };
             Ok((joined, process.map(|process| (process, control))))
         });
         let shared = launcher.share(common.state.path(), server);
@@ -128,14 +134,6 @@ impl Booting {
             common.acquired.server = server.map(Arc::new);
         }
         common.unwind(error).await
-    }
-}
-
-/// Joins the pod's network, if it has one.
-fn network(pod: &PodSpec, carried: &Carried) -> Result<Attached, PodError> {
-    match &pod.network {
-        Some(path) => network::attach(path, pod.vcpus, &carried.record),
-        None => Ok(Attached::default()),
     }
 }
 

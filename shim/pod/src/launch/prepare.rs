@@ -80,6 +80,7 @@ impl Prepared {
             console: console_end,
             share: share.into(),
             networks: Vec::new(),
+            network_places: 0,
             stderr,
         };
         Ok((

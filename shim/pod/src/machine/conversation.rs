@@ -1,13 +1,17 @@
 //! The one task that talks with the VMM and knows whether the machine is gone, and why.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
 
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncWriteExt, Interest},
     net::{UnixStream, unix::OwnedWriteHalf},
     sync::{mpsc, oneshot, watch},
 };
-use vmm_control::{Ending, FromMachine, Report, ToMachine, frame};
+use vmm_control::{Ending, FromMachine, Report, ToMachine, descriptors, frame};
 
 use super::words::Words;
 use crate::{error::guest_text, process::Spawned};
@@ -35,10 +39,23 @@ pub(super) enum Wake {
     Exited,
     /// Ask for a report.
     Report(oneshot::Sender<Report>),
+    /// Ask for a change of a network device.
+    Network(NetworkChange),
     /// Ask the VMM to stop.
     Stop,
     /// Somebody found the machine useless, for this reason.
     Condemn(String),
+}
+
+/// A change of a network device, with the taps that go with it.
+#[derive(Debug)]
+pub(super) struct NetworkChange {
+    /// The order.
+    pub message: ToMachine,
+    /// Its taps.
+    pub taps: Vec<OwnedFd>,
+    /// Takes why it was not done, if it was not.
+    pub reply: oneshot::Sender<Option<String>>,
 }
 
 /// Begins the conversation: where to wake its task, and where it tells what it knows.
@@ -50,7 +67,8 @@ pub(super) fn begin(
     let (tell, known) = watch::channel(Known::Alive);
     let (read, write) = control.into_split();
     tokio::spawn(listen(Words::new(read), process.clone(), wakes.clone()));
-    let conversation = Conversation { write, tell, process, reports: VecDeque::new(), hangup: None };
+    let (reports, networks) = (VecDeque::new(), VecDeque::new());
+    let conversation = Conversation { write, tell, process, reports, networks, hangup: None };
     tokio::spawn(conversation.run(inbox));
     (wakes, known)
 }
@@ -106,6 +124,8 @@ struct Conversation {
     tell: watch::Sender<Known>,
     process: Option<Arc<Spawned>>,
     reports: VecDeque<oneshot::Sender<Report>>,
+    /// Who waits for a network device; the VMM answers in order.
+    networks: VecDeque<oneshot::Sender<Option<String>>>,
     /// Why the control socket ended.
     hangup: Option<String>,
 }
@@ -121,6 +141,7 @@ impl Conversation {
                     self.reports.push_back(reply);
                     self.say(&ToMachine::Report).await;
                 }
+                Wake::Network(change) => self.change_network(change).await,
                 Wake::Stop => self.say(&ToMachine::Stop).await,
                 Wake::Condemn(reason) => {
                     self.gone(reason);
@@ -144,8 +165,11 @@ impl Conversation {
                 vmm_words(&failure.step),
                 vmm_words(&failure.message)
             )),
-            // Nobody here asks for a change yet.
-            FromMachine::NetworkChanged { index, .. } => log::debug!("network device {index} has another interface"),
+            FromMachine::NetworkChanged { failure, .. } => {
+                if let Some(reply) = self.networks.pop_front() {
+                    let _ = reply.send(failure.map(|failure| vmm_words(&failure)));
+                }
+            }
             FromMachine::Ended(ending) => self.gone(ending_sentence(&ending)),
         }
     }
@@ -170,6 +194,7 @@ impl Conversation {
     /// The first sentence counts; whoever waits for a report is let go.
     fn gone(&mut self, sentence: String) {
         self.reports.clear();
+        self.networks.clear();
         self.tell.send_if_modified(|known| {
             let first = *known == Known::Alive;
             if first {
@@ -177,6 +202,23 @@ impl Conversation {
             }
             first
         });
+    }
+
+    /// The taps go behind the message, before anything else is said.
+    async fn change_network(&mut self, change: NetworkChange) {
+        self.networks.push_back(change.reply);
+        self.say(&change.message).await;
+        if change.taps.is_empty() {
+            return;
+        }
+        let taps: Vec<_> = change.taps.iter().map(AsFd::as_fd).collect();
+        let socket: &UnixStream = self.write.as_ref();
+        let send = || descriptors::send(socket, &taps);
+        if let Err(error) = socket.async_io(Interest::WRITABLE, send).await {
+            // The VMM waits for them and hears nothing else any more.
+            self.gone(format!("a tap cannot be passed to the virtual machine monitor: {error}"));
+            self.process.iter().for_each(|process| process.kill());
+        }
     }
 
     /// A socket that cannot be written to is noticed by its reader.

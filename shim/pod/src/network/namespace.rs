@@ -1,16 +1,16 @@
-//! A pod's network namespace, by its path. Nothing keeps it open beyond what is being done in it, and never beyond the pod: a namespace ends with its last
-//! descriptor, and with it the interfaces that a plugin expects to be gone.
+//! A pod's network namespace: by the path that somebody gave, or one that is the pod's own. It is kept open by the pod and by its VMM, which is in it, and never
+//! beyond the pod: a namespace ends with its last descriptor, and with it the interfaces that a plugin expects to be gone.
 
 use std::{
     fs::File,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::{
     fs::{OFlags, fstatfs},
     io::Errno,
@@ -23,6 +23,8 @@ use crate::{ErrorKind, PodError, refusals::HOST_NETWORK};
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// The namespace that this process is in, which is the host's.
 const OWN: &str = "/proc/self/ns/net";
+/// The one that the calling thread is in.
+const OWN_OF_THREAD: &str = "/proc/thread-self/ns/net";
 /// A conversation with the kernel needs little.
 const STACK_LEN: usize = 256 * 1024;
 
@@ -67,13 +69,39 @@ impl Namespace {
         if fstatfs(&seen).map_err(|errno| cannot(errno.into()))?.f_type != NSFS_MAGIC {
             return Err(not_one(path));
         }
-        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&seen.as_fd());
+        let descriptor = seen.as_raw_fd();
         let file = File::open(format!("/proc/self/fd/{descriptor}")).map_err(cannot)?;
         let identity = Identity::of(&file).map_err(cannot)?;
         if File::open(OWN).and_then(|own| Identity::of(&own)).map_err(cannot)? == identity {
             return Err(HOST_NETWORK.of(format!("the pod's network namespace {}", path.display())));
         }
         Ok(Self { file, path: path.to_owned(), identity })
+    }
+
+    /// Makes one that nobody else knows, with nothing in it. It has a path as soon as its VMM is there (`/proc/<pid>/ns/net`), and this while.
+    ///
+    /// # Errors
+    /// There are no more, or making one is not allowed.
+    pub(crate) fn make() -> Result<Self, PodError> {
+        let made = std::thread::scope(|scope| {
+            let made = || -> std::io::Result<File> {
+                unshare(CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)?;
+                File::open(OWN_OF_THREAD)
+            };
+            let thread = std::thread::Builder::new().name("network".to_owned()).stack_size(STACK_LEN);
+            let thread = thread.spawn_scoped(scope, made)?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        let cannot = |error| {
+            PodError::host(
+                "cannot make a network namespace for the pod (CAP_SYS_ADMIN is needed, and sysctl user.max_net_namespaces limits them)",
+                error,
+            )
+        };
+        let file = made.map_err(cannot)?;
+        let identity = Identity::of(&file).map_err(cannot)?;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into();
+        Ok(Self { file, path, identity })
     }
 
     /// Which one it is.

@@ -79,7 +79,7 @@ impl Plan {
             }
         }
         check_all(&joints)?;
-        let network = told(picture, &joints);
+        let network = told(&picture, &joints);
         check_sizes(&network)?;
         Ok(Self { joints, network })
     }
@@ -149,12 +149,7 @@ fn check_all(joints: &[Joint]) -> Result<(), PodError> {
                 return Err(refused(name, "there are two of that name; rename one"));
             }
             if before.mac == joint.mac {
-                let other = &before.trace.name;
-                let why = format!(
-                    "it has the hardware address of {other} ({}); give it one of its own (`ip link set`, or the plugin's `mac`)",
-                    in_words(joint.mac)
-                );
-                return Err(refused(name, &why));
+                return Err(refused(name, &same_mac(before)));
             }
         }
     }
@@ -182,31 +177,72 @@ fn check_sizes(network: &m::Network) -> Result<(), PodError> {
     Ok(())
 }
 
-/// What there is to tell now of interfaces that were joined before; one that is gone is not told of.
-pub(crate) fn told_now(picture: Picture, joined: &[Joint]) -> m::Network {
-    let still = |joint: &Joint| {
-        let link = picture.link(joint.trace.index).filter(|link| link.is_up() && link.mac == joint.mac)?;
+/// What a later look at the namespace changes in the machine.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Places whose interface has gone.
+    pub gone: Vec<usize>,
+    /// Interfaces that have come, each with an empty place.
+    pub new: Vec<(usize, Joint)>,
+    /// Why others that have come are not joined.
+    pub unjoined: Vec<String>,
+}
+
+/// Compares what there is with what the machine has in its places. An interface is another one when it has another number or hardware
+/// address; one that is switched off for a while stays.
+pub(crate) fn change(picture: &Picture, places: &[Option<Joint>]) -> Change {
+    let is_there = |joint: &Joint| picture.link(joint.trace.index).is_some_and(|link| link.mac == joint.mac);
+    let stays = |place: &Option<Joint>| place.as_ref().is_some_and(is_there);
+    let gone = (0..places.len()).filter(|place| places[*place].is_some() && !stays(&places[*place])).collect();
+    let mut empty = (0..places.len()).filter(|place| !stays(&places[*place]));
+    let staying: Vec<&Joint> = places.iter().flatten().filter(|joint| is_there(joint)).collect();
+    let mut change = Change { gone, ..Change::default() };
+    for link in picture.links.iter().filter(|link| staying.iter().all(|joint| joint.trace.index != link.index)) {
+        let joint = match verdict(link, picture) {
+            Verdict::Join(joint) => joint,
+            Verdict::Leave => continue,
+            Verdict::Refuse(why) => {
+                change.unjoined.push(refused(&link.name, &why).message);
+                continue;
+            }
+        };
+        let twin = staying
+            .iter()
+            .copied()
+            .chain(change.new.iter().map(|(_, joint)| joint))
+            .find(|other| other.mac == joint.mac);
+        if let Some(twin) = twin {
+            change.unjoined.push(refused(&link.name, &same_mac(twin)).message);
+        } else if let Some(place) = empty.next() {
+            change.new.push((place, joint));
+        } else {
+            let why = "the machine has no place left for a device; make the pod again with all its networks";
+            change.unjoined.push(refused(&link.name, why).message);
+        }
+    }
+    change
+}
+
+/// What there is to tell about the interfaces that are joined, and about none. One that is gone is not told of.
+pub(crate) fn told<'a>(picture: &Picture, joined: impl IntoIterator<Item = &'a Joint>) -> m::Network {
+    let now = |joint: &Joint| {
+        let link = picture.link(joint.trace.index)?;
         let trace = Trace { name: link.name.clone(), ..joint.trace.clone() };
         // The machine's device takes no larger packets than it began with.
         let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX).min(joint.mtu);
         Some(Joint { trace, mac: joint.mac, mtu })
     };
-    let joints: Vec<Joint> = joined.iter().filter_map(still).collect();
-    told(picture, &joints)
-}
-
-/// What there is to tell about the interfaces that are joined, and about none.
-fn told(picture: Picture, joints: &[Joint]) -> m::Network {
+    let joints: Vec<Joint> = joined.into_iter().filter_map(now).collect();
     let reachable: BTreeSet<String> =
         joints.iter().map(|joint| joint.trace.name.clone()).chain(["lo".to_owned(), String::new()]).collect();
     let reaches = |name: &String| reachable.contains(name);
     let reaches_all =
         |route: &m::Route| reaches(&route.interface) && route.next_hops.iter().all(|hop| reaches(&hop.interface));
     m::Network {
-        interfaces: joints.iter().map(|joint| interface(joint, &picture)).collect(),
-        routes: picture.routes.into_iter().filter(reaches_all).collect(),
-        neighbours: picture.neighbours.into_iter().filter(|neighbour| reaches(&neighbour.interface)).collect(),
-        rules: picture.rules,
+        interfaces: joints.iter().map(|joint| interface(joint, picture)).collect(),
+        routes: picture.routes.iter().filter(|route| reaches_all(route)).cloned().collect(),
+        neighbours: picture.neighbours.iter().filter(|neighbour| reaches(&neighbour.interface)).cloned().collect(),
+        rules: picture.rules.clone(),
         ..Default::default()
     }
 }
@@ -222,6 +258,14 @@ fn interface(joint: &Joint, picture: &Picture) -> m::NetworkInterface {
         no_arp,
         ..Default::default()
     }
+}
+
+fn same_mac(other: &Joint) -> String {
+    format!(
+        "it has the hardware address of {} ({}); give it one of its own (`ip link set`, or the plugin's `mac`)",
+        other.trace.name,
+        in_words(other.mac)
+    )
 }
 
 fn refused(name: &str, why: &str) -> PodError {
@@ -392,10 +436,51 @@ mod tests {
         let joints = Plan::of(picture(links)).expect("planned").joints;
         let narrower = Link { mtu: 1300, name: "eth9".to_owned(), ..veth(2, "eth0") };
         let wider = Link { mtu: 9000, ..veth(3, "net1") };
-        let replaced = Link { mac: vec![2, 9, 9, 9, 9, 9], ..veth(4, "net2") };
-        let network = told_now(picture(vec![narrower, wider, replaced, veth(5, "net3")]), &joints);
+        let network = told(&picture(vec![narrower, wider, veth(5, "net3")]), &joints);
         let told: Vec<_> = network.interfaces.iter().map(|i| (i.name.as_str(), i.mtu)).collect();
         assert_eq!(told, [("eth9", 1300), ("net1", 1500)]);
+    }
+
+    fn places(picture: Picture, empty: usize) -> Vec<Option<Joint>> {
+        let joints = Plan::of(picture).expect("planned").joints;
+        joints.into_iter().map(Some).chain(std::iter::repeat_n(None, empty)).collect()
+    }
+
+    fn new_names(change: &Change) -> Vec<(usize, &str)> {
+        change.new.iter().map(|(place, joint)| (*place, joint.trace.name.as_str())).collect()
+    }
+
+    #[test]
+    fn what_has_come_gets_an_empty_place_and_what_has_gone_leaves_one() {
+        let places = places(picture(vec![veth(2, "eth0"), veth(3, "net1")]), 1);
+        assert_eq!(change(&picture(vec![veth(2, "eth0"), veth(3, "net1")]), &places), Change::default());
+        let come = change(&picture(vec![veth(2, "eth0"), veth(3, "net1"), veth(4, "net2")]), &places);
+        assert_eq!((new_names(&come), &come.gone[..]), (vec![(2, "net2")], &[][..]));
+        let replaced = Link { mac: vec![2, 9, 9, 9, 9, 9], ..veth(2, "eth0") };
+        let other = change(&picture(vec![replaced, veth(3, "net1")]), &places);
+        assert_eq!((new_names(&other), &other.gone[..]), (vec![(0, "eth0")], &[0][..]));
+        let gone = change(&picture(vec![veth(3, "net1")]), &places);
+        assert_eq!((new_names(&gone), &gone.gone[..]), (vec![], &[0][..]));
+    }
+
+    #[test]
+    fn an_interface_that_is_switched_off_keeps_its_place_and_one_that_comes_so_gets_none() {
+        let places = places(picture(vec![veth(2, "eth0")]), 1);
+        let off = |link| Link { flags: LinkFlags::empty(), ..link };
+        assert_eq!(change(&picture(vec![off(veth(2, "eth0")), off(veth(3, "net1"))]), &places), Change::default());
+    }
+
+    #[test]
+    fn what_comes_and_cannot_be_joined_is_said_with_the_reason() {
+        let places = places(picture(vec![veth(2, "eth0")]), 1);
+        let twin = Link { mac: veth(2, "eth0").mac, ..veth(3, "net1") };
+        let links = vec![veth(2, "eth0"), twin, tunnel(4), veth(5, "net2"), veth(6, "net3")];
+        let change = change(&picture(links), &places);
+        assert_eq!(new_names(&change), [(1, "net2")]);
+        for (sentence, words) in change.unjoined.iter().zip(["hardware address of eth0", "ipip", "no place left"]) {
+            assert!(sentence.contains(words), "{sentence}");
+        }
+        assert_eq!(change.unjoined.len(), 3);
     }
 
     #[test]

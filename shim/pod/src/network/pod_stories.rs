@@ -3,19 +3,20 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use agent_protocol::messages::InterfaceAddress;
+use agent_protocol::messages::{InterfaceAddress, Network};
 
 use super::{
     namespace::Namespace,
     stage::{Stage, lose_their_taps},
 };
 use crate::{
-    Pod, PodError, PodSpec,
+    Pod, PodError, PodNetwork, PodSpec,
     double::{Double, Script},
 };
 
@@ -46,7 +47,11 @@ impl Scene {
     }
 
     async fn launch_in(&self, network: PathBuf) -> Result<Pod, PodError> {
-        let spec = PodSpec {
+        Pod::launch_with(Arc::new(self.double.clone()), self.spec(network)).await
+    }
+
+    fn spec(&self, network: PathBuf) -> PodSpec {
+        PodSpec {
             id: "p1".into(),
             state_dir: self.state_dir(),
             vcpus: 2,
@@ -54,10 +59,9 @@ impl Scene {
             hostname: if self.double.script.configure_fails { "refused" } else { "web" }.into(),
             sysctls: Default::default(),
             resolv_conf: String::new(),
-            network: Some(network),
+            network: PodNetwork::Namespace(network),
             extra_cmdline: String::new(),
-        };
-        Pod::launch_with(Arc::new(self.double.clone()), spec).await
+        }
     }
 
     async fn assert_nothing_left(&self) {
@@ -150,6 +154,96 @@ async fn needs_root_a_port_of_the_pods_loopback_leads_to_the_guest_until_the_pod
     pod.stop().await.expect("stopped");
     let error = connect_in(scene.stage.pod.path()).expect_err("nobody listens");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    scene.assert_nothing_left().await;
+}
+
+/// Waits until the guest is told of a network that is as wanted.
+async fn told(scene: &Scene, what: &str, wanted: impl Fn(&Network) -> bool) {
+    let told = async {
+        while !wanted(&scene.double.seen.lock().expect("whole").network) {
+            scene.double.network_changed.notified().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.unwrap_or_else(|_| panic!("{what}: the guest was not told"));
+}
+
+fn names(network: &Network) -> Vec<&str> {
+    network.interfaces.iter().map(|interface| interface.name.as_str()).collect()
+}
+
+#[tokio::test]
+async fn needs_root_interfaces_that_come_and_go_later_are_the_machines_and_nothing_is_left_of_them() {
+    let test = "needs_root_interfaces_that_come_and_go_later_are_the_machines_and_nothing_is_left_of_them";
+    let Some(scene) = Scene::new(test, Script::default()) else { return };
+    let pod = scene.launch().await.expect("launched");
+    // More often than there are places.
+    for round in 0..4 {
+        scene.stage.add("net1", "02:00:00:00:00:11", "far1");
+        scene.stage.pod.run("ip address add 10.7.0.2/24 dev net1");
+        let there = |network: &Network| {
+            names(network) == ["eth0", "net1"]
+                && network.interfaces[1].addresses.iter().any(|a| a.address == [10, 7, 0, 2])
+        };
+        told(&scene, &format!("come, round {round}"), there).await;
+        assert!(scene.stage.pod.run("tc filter show dev net1 ingress").contains("katars1"));
+        scene.stage.pod.run("ip link delete net1");
+        told(&scene, &format!("gone, round {round}"), |network| names(network) == ["eth0"]).await;
+    }
+    scene.stage.add("net1", "02:00:00:00:00:11", "far1");
+    told(&scene, "come, last", |network| names(network) == ["eth0", "net1"]).await;
+    pod.stop().await.expect("stopped");
+    assert_eq!(scene.stage.pod.run("tc qdisc show dev net1 ingress").trim(), "");
+    scene.stage.pod.run("ip link delete net1");
+    scene.assert_nothing_left().await;
+}
+
+#[tokio::test]
+async fn needs_root_more_interfaces_than_places_stay_on_the_host_until_one_goes() {
+    let test = "needs_root_more_interfaces_than_places_stay_on_the_host_until_one_goes";
+    let Some(scene) = Scene::new(test, Script::default()) else { return };
+    let pod = scene.launch().await.expect("launched");
+    for last in 1..=3 {
+        scene.stage.add(&format!("net{last}"), &format!("02:00:00:00:01:0{last}"), &format!("far{last}"));
+        let wanted = ["eth0", "net1", "net2"];
+        told(&scene, "come", |network| names(network) == wanted[..=last.min(2)]).await;
+    }
+    scene.stage.pod.run("ip link delete eth0");
+    told(&scene, "a place is free", |network| {
+        let mut names = names(network);
+        names.sort_unstable();
+        names == ["net1", "net2", "net3"]
+    })
+    .await;
+    pod.stop().await.expect("stopped");
+}
+
+#[tokio::test]
+async fn needs_root_a_pod_whose_network_is_its_own_has_what_comes_into_it_and_begins_with_it() {
+    let test = "needs_root_a_pod_whose_network_is_its_own_has_what_comes_into_it_and_begins_with_it";
+    let Some(scene) = Scene::new(test, Script::default()) else { return };
+    let spec = PodSpec { network: PodNetwork::Own, ..scene.spec(PathBuf::new()) };
+    let pod = Pod::launch_with(Arc::new(scene.double.clone()), spec).await.expect("launched");
+    let own = {
+        let seen = scene.double.seen.lock().expect("whole");
+        let namespace = seen.namespace.as_ref().expect("the machine was started").as_raw_fd();
+        PathBuf::from(format!("/proc/{}/fd/{namespace}", std::process::id()))
+    };
+    scene.stage.outside.run("ip link add net9 address 02:00:00:00:00:19 type veth peer name far9");
+    scene.stage.outside.run(&format!("ip link set net9 netns {}", own.display()));
+    let namespace = Namespace::open(&own).expect("open");
+    let up = || {
+        for words in [["address", "add", "10.9.0.2/24", "dev", "net9"].as_slice(), &["link", "set", "net9", "up"]] {
+            assert!(std::process::Command::new("ip").args(words).status().expect("iproute2 is there").success());
+        }
+        Ok(())
+    };
+    namespace.within(up).expect("entered");
+    // What a start of a container waits for.
+    pod.network_settled().await;
+    let seen = scene.double.seen.lock().expect("whole").network.clone();
+    assert_eq!(names(&seen), ["net9"]);
+    drop(namespace);
+    pod.stop().await.expect("stopped");
     scene.assert_nothing_left().await;
 }
 

@@ -40,7 +40,11 @@ impl Pod {
     }
 
     fn attach(&self, path: &Path) -> Result<Attached, PodError> {
-        attach(path, 1, &self.record)
+        self.attach_with(path, 1)
+    }
+
+    fn attach_with(&self, path: &Path, vcpus: u8) -> Result<Attached, PodError> {
+        attach(&PodNetwork::Namespace(path.to_owned()), vcpus, &self.record)
     }
 
     fn entries(&self) -> usize {
@@ -217,8 +221,8 @@ fn tap_of_the_wire(stage: &Stage) -> Vec<OwnedFd> {
 fn needs_root_a_pod_of_several_cpus_has_as_many_queues() {
     let Some(stage) = Stage::new("needs_root_a_pod_of_several_cpus_has_as_many_queues") else { return };
     let (pod, peer) = (Pod::new(), Pod::new());
-    let near = attach(stage.pod.path(), 3, &pod.record).expect("attached").devices;
-    let far = attach(stage.outside.path(), 64, &peer.record).expect("attached").devices;
+    let near = pod.attach_with(stage.pod.path(), 3).expect("attached").devices;
+    let far = peer.attach_with(stage.outside.path(), 64).expect("attached").devices;
     assert_eq!((near[0].taps.len(), far[0].taps.len()), (3, QUEUES_MAX));
     for queue in &near[0].taps {
         let frame = frame([0xff; 6], MAC, &[5; 60]);

@@ -1,6 +1,6 @@
 //! What joining leaves at the pod's interfaces, and how it is taken away again: from what is recorded alone, whoever does it, any number of times.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use netlink::{NetlinkError, Socket, packet::RouteNetlinkMessage};
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,35 @@ pub(crate) struct Joined {
     pub traces: Vec<Trace>,
 }
 
+/// What was joined while the pod ran, with the namespace still open: nobody but the machine may have had its path.
+#[derive(Debug, Default)]
+pub(crate) struct Late {
+    /// The namespace.
+    pub namespace: Option<Arc<Namespace>>,
+    /// What was joined in it.
+    pub joined: Vec<Joined>,
+}
+
+impl Late {
+    /// Takes away what is left, all of it that can be.
+    pub(crate) fn undo(&self) -> Result<(), String> {
+        let Some(namespace) = self.namespace.as_ref().filter(|_| !self.joined.is_empty()) else { return Ok(()) };
+        let undone = namespace.within(|| {
+            let mut socket = Socket::open().map_err(cannot)?;
+            Ok(self.joined.iter().map(|joined| joined.undo_here(&mut socket)).collect::<Vec<_>>())
+        });
+        let undone = undone.map_err(|error| error.to_string())?;
+        let left: Vec<String> = undone.into_iter().filter_map(Result::err).map(|error| cannot(error).message).collect();
+        if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+    }
+}
+
 impl Joined {
+    /// At these interfaces of the namespace.
+    pub(super) fn of(namespace: &Namespace, traces: Vec<Trace>) -> Self {
+        Self { namespace: namespace.path().to_owned(), identity: namespace.identity(), traces }
+    }
+
     /// Takes away what is left. A namespace or an interface that is gone has nothing left.
     pub(crate) fn undo(&self) -> Result<(), String> {
         let namespace = match Namespace::open(&self.namespace) {

@@ -25,6 +25,9 @@ impl Pod {
         let (pod, process) = (self.clone(), process.clone());
         detached(async move {
             pod.apply(&process, Event::StartAsked).await?;
+            if !process.is_exec() {
+                pod.network_settled().await;
+            }
             match pod.shared.agent.start(&process).await {
                 Ok(pid) => {
                     pod.apply(&process, Event::Started).await?;
@@ -45,6 +48,13 @@ impl Pod {
             }
         })
         .await
+    }
+
+    /// Resolves when the guest has what was in the pod's network until now: a container begins with its network.
+    pub(crate) async fn network_settled(&self) {
+        if let Some(network) = &self.shared.network {
+            network.settle().await;
+        }
     }
 
     /// Ends what did not start. An exec that did not start never was. A container's first process was there, at its gate: how it ended (it may

@@ -14,7 +14,7 @@ use super::{
     *,
 };
 use crate::{
-    ContainerSpec, ExecSpec, ProcessStreams, RootFs, StdioWanted,
+    ContainerSpec, ExecSpec, PodNetwork, ProcessStreams, RootFs, StdioWanted,
     double::{Double, Script},
 };
 
@@ -39,7 +39,7 @@ impl Stage {
             hostname: if self.double.script.configure_fails { "refused" } else { "web" }.into(),
             sysctls: Default::default(),
             resolv_conf: String::new(),
-            network: None,
+            network: PodNetwork::None,
             extra_cmdline: String::new(),
         }
     }

@@ -58,7 +58,7 @@ async fn boot(n: usize) -> anyhow::Result<Boot> {
         hostname: "bench".to_owned(),
         sysctls: Default::default(),
         resolv_conf: String::new(),
-        network: None,
+        network: pod::PodNetwork::None,
         extra_cmdline: String::new(),
     };
     let pod = Pod::launch(&Installation::find()?, spec).await?;

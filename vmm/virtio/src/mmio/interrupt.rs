@@ -49,6 +49,11 @@ impl MmioInterrupt {
         }
     }
 
+    /// The irqfd.
+    pub(super) fn line(&self) -> &EventFd {
+        &self.line
+    }
+
     /// What the driver reads from InterruptStatus.
     pub(super) fn status(&self) -> u32 {
         let foreign = if self.foreign.load(Ordering::SeqCst) { USED_BUFFER } else { 0 };

@@ -9,12 +9,14 @@
 //! A second transport needs another `registers`, and nothing else of this.
 
 mod interrupt;
+mod placeholder;
 mod queue;
 mod registers;
 mod status;
 mod transport;
 
 pub use interrupt::OnLost;
+pub use placeholder::read_placeholder;
 pub use transport::{MmioTransport, TransportEvent};
 
 /// Bytes of address space that a device takes.

@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// "virt", little-endian.
-const MAGIC: u32 = 0x7472_6976;
+pub(super) const MAGIC: u32 = 0x7472_6976;
 /// Version 2: no legacy interface.
-const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 2;
 /// "krs1", little-endian. Means nothing to drivers.
 const VENDOR: u32 = 0x3173_726b;
 /// Length and base of a shared memory region that does not exist (section 4.2.2).
@@ -90,6 +90,11 @@ impl MmioTransport {
     /// InterruptStatus as the driver reads it.
     pub fn interrupt_status(&self) -> u32 {
         self.interrupt.status()
+    }
+
+    /// The irqfd by which the device interrupts the guest.
+    pub fn irq(&self) -> &EventFd {
+        self.interrupt.line()
     }
 
     /// The eventfd by which the driver kicks queue `queue_index`; `None` when there is no such queue. The machine registers it as ioeventfd at

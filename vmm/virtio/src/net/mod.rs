@@ -5,7 +5,6 @@
 //!   guest ==tx queue==> transmit: head copied and checked ==> backend (tap)      one pair of queues, or several
 //!         <==rx queue== receive:  buffers collected ahead <==
 //!         <==ctrl queue=> control: how many pairs
-//!                        link: taps come and go           <== NetLink, a handle for the machine
 //! ```
 //! # What is trusted
 //! Nothing that the guest sends. The header that tells the host's kernel how to finish a frame, and the source that a frame claims, are
@@ -16,15 +15,14 @@
 //! whose length is the host's limit. A limit of the device's rate holds frames back where they are, without work meanwhile.
 //!
 //! # The link
-//! A device without taps has its link down and drops what is sent. Taps come by [`NetLink::attach`] and go by [`NetLink::detach`],
-//! or by themselves when the interface is removed; each is a configuration interrupt, and none ends the machine.
+//! A tap whose interface is removed takes the link down: a configuration interrupt, and no end of the machine. What is sent from then on is dropped.
+//! An interface that comes is another device; the machine has places for those.
 
 mod backend;
 mod control;
 mod counters;
 mod features;
 mod header;
-mod link;
 mod rate;
 mod receive;
 mod server;
@@ -32,14 +30,19 @@ mod timer;
 mod transmit;
 mod turn;
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_S_LINK_UP};
 use virtio_queue::QueueState;
 
 pub use backend::{NetBackend, Offloads};
 pub use counters::{Counter, NetCounters};
-pub use link::NetLink;
 pub use rate::{Bucket, RateLimit};
 
 use crate::{
@@ -52,7 +55,6 @@ use crate::{
 use control::ControlQueue;
 use features::{has, largest_received, offered, offloads};
 use header::HeadRules;
-use link::Interface;
 use rate::Limiter;
 use receive::Receiver;
 use server::{Kept, Pair, Server, Shared};
@@ -95,7 +97,6 @@ pub struct NetConfig {
 /// A network device.
 pub struct Net {
     config: NetConfig,
-    handle: NetLink,
     shared: Arc<Shared>,
     life: Life,
 }
@@ -107,13 +108,14 @@ enum Life {
 }
 
 impl Net {
-    /// A device over `backends`: one a queue pair, or none for a device that waits for its interface.
+    /// A device over `backends`, one a queue pair.
     pub fn new(config: NetConfig, backends: Vec<Box<dyn NetBackend>>) -> io::Result<Self> {
-        let (handle, link) = NetLink::new(usize::from(config.pairs), false)?;
-        if !backends.is_empty() {
-            handle.attach(config.mac, backends)?;
+        if backends.len() != usize::from(config.pairs) {
+            let message = format!("the device has {} queue pairs, not {}", config.pairs, backends.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let shared = Arc::new(Shared { name: config.name.clone(), link, counters: Arc::default() });
+        let link_is_up = AtomicBool::new(true);
+        let shared = Arc::new(Shared { name: config.name.clone(), link_is_up, counters: Arc::default() });
         let timer = Timer::new()?;
         let now = timer.now_nanos();
         let limits = Limits {
@@ -121,13 +123,8 @@ impl Net {
             receive: Limiter::new(config.receive_limit, now),
             timer,
         };
-        let life = Life::Stopped(Box::new(Kept { interface: Interface::default(), limits }));
-        Ok(Self { config, handle, shared, life })
-    }
-
-    /// The handle by which its interface comes and goes.
-    pub fn link(&self) -> NetLink {
-        self.handle.clone()
+        let life = Life::Stopped(Box::new(Kept { backends, limits }));
+        Ok(Self { config, shared, life })
     }
 
     /// What has passed, over all lives of the device.
@@ -151,7 +148,7 @@ impl Net {
             let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
                 return Err(self.failed("activation")(io::Error::other("each pair has two queues")));
             };
-            pairs.push(self.pair(with.features, kept.interface.mac, receive, transmit));
+            pairs.push(self.pair(with.features, receive, transmit));
         }
         Ok(Server {
             shared: self.shared.clone(),
@@ -159,7 +156,7 @@ impl Net {
             interrupt: with.interrupt,
             pairs,
             control: queues.next().map(|queue| ControlQueue::new(queue, self.config.pairs)),
-            interface: kept.interface,
+            backends: kept.backends,
             offloads: offloads(with.features),
             events: Events::new().map_err(self.failed("epoll"))?,
             limits: kept.limits,
@@ -168,8 +165,8 @@ impl Net {
         })
     }
 
-    fn pair(&self, features: u64, mac: [u8; 6], receive: ServedQueue, transmit: ServedQueue) -> Pair {
-        let source = (!self.config.any_source_mac).then_some(mac);
+    fn pair(&self, features: u64, receive: ServedQueue, transmit: ServedQueue) -> Pair {
+        let source = (!self.config.any_source_mac).then_some(self.config.mac);
         let largest = largest_received(features, self.config.mtu);
         let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
         Pair::new(
@@ -197,7 +194,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
-        let status = if self.handle.is_up() { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+        let status = if self.shared.link_is_up.load(Ordering::SeqCst) { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
         let mut config = [0; CONFIG_LEN];
         let words = [status, self.config.pairs, self.config.mtu].map(u16::to_le_bytes);
         let fields = self.config.mac.iter().chain(words.iter().flatten());
@@ -208,13 +205,10 @@ impl VirtioDevice for Net {
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
     fn activate(&mut self, with: Activation) -> Result<(), ActivateError> {
-        let Life::Stopped(mut kept) = std::mem::replace(&mut self.life, Life::Lost) else {
+        let Life::Stopped(kept) = std::mem::replace(&mut self.life, Life::Lost) else {
             let source = io::Error::other("the device serves already, or its thread was lost");
             return Err(ActivateError::Thread { device: self.config.name.clone(), source });
         };
-        if let Some(interface) = self.shared.link.take_change() {
-            kept.interface = interface;
-        }
         let interrupt = with.interrupt.clone();
         let server = self.server(*kept, with)?;
         self.life = Life::Serving(Worker::spawn(&self.config.name, server, interrupt)?);

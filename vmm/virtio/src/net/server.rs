@@ -4,17 +4,23 @@
 //! A guest pays for each kick and, on virtio-mmio, twice for each interrupt. So kicks are asked for only when all is done, buffers of the
 //! receive queue only when one is missing, and an interrupt is raised once a turn for all queues, if the driver's event index wants it.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use virtio_queue::QueueState;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::{epoll::EventSet, eventfd::EventFd};
 
 use super::{
-    backend::Offloads,
+    backend::{NetBackend, Offloads},
     control::ControlQueue,
     counters::NetCounters,
-    link::{Interface, Link},
     receive::Receiver,
     transmit::Transmitter,
     turn::{Limits, Pause, Turn},
@@ -22,9 +28,8 @@ use super::{
 use crate::{device::Interrupt, events::Events, fault::Fault, log_limit::warn_limited, worker::Serve};
 
 const STOP: u64 = u64::MAX;
-const LINK: u64 = u64::MAX - 1;
-const ALARM: u64 = u64::MAX - 2;
-const CONTROL_KICK: u64 = u64::MAX - 3;
+const ALARM: u64 = u64::MAX - 1;
+const CONTROL_KICK: u64 = u64::MAX - 2;
 /// Tokens of a pair: its number times this, and one of the three below.
 const PAIR_TOKENS: u64 = 4;
 const RECEIVE_KICK: u64 = 0;
@@ -32,7 +37,6 @@ const TRANSMIT_KICK: u64 = 1;
 
 enum Event {
     Stop,
-    Link,
     Alarm,
     ControlKick,
     ReceiveKick(usize),
@@ -44,7 +48,6 @@ fn event_of(token: u64) -> Event {
     let pair = usize::try_from(token / PAIR_TOKENS).unwrap_or(usize::MAX);
     match (token, token % PAIR_TOKENS) {
         (STOP, _) => Event::Stop,
-        (LINK, _) => Event::Link,
         (ALARM, _) => Event::Alarm,
         (CONTROL_KICK, _) => Event::ControlKick,
         (_, RECEIVE_KICK) => Event::ReceiveKick(pair),
@@ -82,14 +85,16 @@ impl Pair {
 
 /// What a device keeps from one life to the next.
 pub(super) struct Kept {
-    pub(super) interface: Interface,
+    /// The host's ends of all queue pairs, in order; empty once the interface is gone.
+    pub(super) backends: Vec<Box<dyn NetBackend>>,
     pub(super) limits: Limits,
 }
 
-/// What its handles know of, too.
+/// What the device and its figures know of, too.
 pub(super) struct Shared {
     pub(super) name: String,
-    pub(super) link: Arc<Link>,
+    /// The interface on the host is there.
+    pub(super) link_is_up: AtomicBool,
     pub(super) counters: Arc<NetCounters>,
 }
 
@@ -100,7 +105,7 @@ pub(super) struct Server {
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) pairs: Vec<Pair>,
     pub(super) control: Option<ControlQueue>,
-    pub(super) interface: Interface,
+    pub(super) backends: Vec<Box<dyn NetBackend>>,
     pub(super) offloads: Offloads,
     pub(super) events: Events,
     pub(super) limits: Limits,
@@ -138,7 +143,6 @@ impl Serve for Server {
             for event in self.events.wait(timeout).map_err(Fault::io("epoll_wait"))? {
                 match event_of(event.data()) {
                     Event::Stop => return Ok(()),
-                    Event::Link => self.take_link_change(),
                     Event::Alarm => self.limits.timer.clear(),
                     Event::ControlKick => self.clear_control_kick(),
                     Event::ReceiveKick(pair) => self.clear_kick(pair, true),
@@ -152,7 +156,7 @@ impl Serve for Server {
 }
 
 impl Server {
-    /// What is for the next life, the interface as it was before this one, and the queues' positions.
+    /// What is for the next life, the taps as they were before this one, and the queues' positions.
     pub(super) fn into_parts(mut self) -> (Kept, Vec<QueueState>) {
         self.leave_taps();
         let control = self.control.iter().map(ControlQueue::state).collect::<Vec<_>>();
@@ -161,12 +165,11 @@ impl Server {
             [pair.receive.into_state(), transmit]
         });
         let states = states.chain(control).collect();
-        (Kept { interface: self.interface, limits: self.limits }, states)
+        (Kept { backends: self.backends, limits: self.limits }, states)
     }
 
     fn watch_all(&mut self, stop: &EventFd) -> io::Result<()> {
         self.events.watch(stop, EventSet::IN, STOP)?;
-        self.events.watch(self.shared.link.wake(), EventSet::IN, LINK)?;
         self.events.watch(&self.limits.timer, EventSet::IN, ALARM)?;
         for (index, pair) in self.pairs.iter_mut().enumerate() {
             self.events.watch(pair.receive.queue().kick(), EventSet::IN, token(index, RECEIVE_KICK))?;
@@ -232,7 +235,7 @@ impl Server {
             pair.transmit.queue().refuse_kicks(&self.memory)?;
             pair.receive.queue().refuse_kicks(&self.memory)?;
             // What is sent by a pair that the driver does not use takes the first tap: its own is not joined.
-            let mut backend = self.interface.backends.get_mut(if index < joined { index } else { 0 });
+            let mut backend = self.backends.get_mut(if index < joined { index } else { 0 });
             let pause = pair.transmit.turn(&turn, transmit, backend.as_deref_mut())?;
             pair.limited = matches!(pause, Pause::Limit(_));
             note_limit(pause, counters);
@@ -270,7 +273,7 @@ impl Server {
     /// A tap whose frames may not be taken yet is not waited for: it would be readable all the time.
     fn watch_taps(&mut self) {
         let mut failure = None;
-        for (index, (pair, backend)) in self.pairs.iter_mut().zip(&self.interface.backends).enumerate() {
+        for (index, (pair, backend)) in self.pairs.iter_mut().zip(&self.backends).enumerate() {
             // A queue that is not joined is in error, which would be reported all the time, too.
             let wanted = !pair.held && index < usize::from(self.joined);
             if wanted == pair.watched {
@@ -289,25 +292,15 @@ impl Server {
         }
     }
 
-    fn take_link_change(&mut self) {
-        if let Some(interface) = self.shared.link.take_change() {
-            self.leave_taps();
-            self.pairs.iter_mut().for_each(|pair| pair.transmit.allow_source(interface.mac));
-            self.interface = interface;
-            self.join_taps();
-            self.interrupt.signal_config();
-        }
-    }
-
     /// The interface is gone, which is no reason to end a machine: the guest sees its link go down.
     fn lose_link(&mut self) {
-        if self.interface.backends.is_empty() {
+        if self.backends.is_empty() {
             return;
         }
         warn_limited!("device {}: the interface on the host is gone: the link is down", self.shared.name);
         self.leave_taps();
-        self.interface.backends = Vec::new();
-        self.shared.link.lost();
+        self.backends = Vec::new();
+        self.shared.link_is_up.store(false, Ordering::SeqCst);
         self.interrupt.signal_config();
     }
 
@@ -328,7 +321,7 @@ impl Server {
 
     /// For all queues of the tap: they are one interface, and its first queue is always joined.
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
-        self.interface.backends.first_mut().map_or(Ok(()), |backend| backend.set_offloads(offloads))
+        self.backends.first_mut().map_or(Ok(()), |backend| backend.set_offloads(offloads))
     }
 
     /// Only queue pairs that the driver uses get a share of the frames; of one there is no choice.
@@ -337,7 +330,7 @@ impl Server {
             return;
         }
         let joined = usize::from(self.joined);
-        for (index, (pair, backend)) in self.pairs.iter_mut().zip(&mut self.interface.backends).enumerate() {
+        for (index, (pair, backend)) in self.pairs.iter_mut().zip(&mut self.backends).enumerate() {
             if index >= joined && std::mem::take(&mut pair.watched) {
                 self.events.forget(&backend.as_raw_fd());
                 pair.readable = false;
@@ -350,7 +343,7 @@ impl Server {
 
     /// The reverse of [`Self::join_taps`]; what fails is gone anyhow.
     fn leave_taps(&mut self) {
-        for (pair, backend) in self.pairs.iter_mut().zip(&self.interface.backends) {
+        for (pair, backend) in self.pairs.iter_mut().zip(&self.backends) {
             if std::mem::take(&mut pair.watched) {
                 self.events.forget(&backend.as_raw_fd());
             }

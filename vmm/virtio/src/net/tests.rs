@@ -423,7 +423,7 @@ fn link_status(net: &Net) -> u16 {
 }
 
 #[test]
-fn an_interface_that_goes_takes_the_link_down_and_a_new_one_brings_it_up() {
+fn an_interface_that_goes_takes_the_link_down_and_the_machine_lives_on() {
     let mut bench = Bench::plain();
     let frame = with_header(NO_OFFLOAD, &ethernet(60, MAC));
     *bench.seen.send_fails.lock().expect("whole") = Some(Errno::BADFD);
@@ -434,65 +434,29 @@ fn an_interface_that_goes_takes_the_link_down_and_a_new_one_brings_it_up() {
     // What is sent meanwhile is taken and dropped.
     bench.send(&frame, &[72]);
     assert_eq!(bench.counters().dropped_link.value(), 2);
-    assert!(bench.interrupt.losses().is_empty() && !bench.interrupt.reset_asked(), "the machine lives on");
-
-    // The new one has another address.
-    let (backend, host, _) = wire();
-    bench.net.link().attach([2, 0, 0, 0, 0, 7], vec![backend]).expect("one pair");
-    assert_eq!(link_status(&bench.net), 1);
-    eventually("the news", || bench.interrupt.configs() == 2);
-    bench.host = host;
-    bench.send(&frame, &[72]);
-    assert_eq!(bench.counters().dropped_source.value(), 1);
-    let frame = with_header(NO_OFFLOAD, &ethernet(60, [2, 0, 0, 0, 0, 7]));
-    bench.send(&frame, &[72]);
-    assert_eq!(bench.arrived(), frame);
-    bench.net.link().detach();
-    eventually("the news", || bench.interrupt.configs() == 3);
-    assert_eq!(link_status(&bench.net), 0);
+    assert!(bench.interrupt.losses().is_empty() && !bench.interrupt.reset_asked());
     bench.net.stop();
 }
 
 #[test]
+fn a_device_has_a_backend_for_each_pair() {
+    assert!(Net::new(config(), vec![]).is_err());
+}
+
+#[test]
 fn a_hang_up_of_the_tap_takes_the_link_down() {
-    let mut net = Net::new(config(), vec![]).expect("a device");
+    let (reader, writer) = io::pipe().expect("a pipe");
+    let mut net = Net::new(config(), vec![Box::new(Silent(reader))]).expect("a device");
     let memory = driver::memory(MEMORY_LEN as usize);
     let (receive, transmit) =
         (DriverQueue::new(&memory, 0x1000, QUEUE_SIZE), DriverQueue::new(&memory, 0x4000, QUEUE_SIZE));
     let interrupt = RecordedInterrupt::new();
     let features = net.traits().features;
     net.activate(driver::activation(&memory, features, &[&receive, &transmit], &interrupt)).expect("starts");
-    assert_eq!(link_status(&net), 0, "it waits for its interface");
-    let (reader, writer) = io::pipe().expect("a pipe");
-    net.link().attach(MAC, vec![Box::new(Silent(reader))]).expect("one pair");
-    eventually("the news", || interrupt.configs() == 1);
     assert_eq!(link_status(&net), 1);
     drop(writer);
     eventually("the news", || link_status(&net) == 0);
     net.stop();
-}
-
-#[test]
-fn an_interface_attached_while_the_device_is_stopped_is_there_in_its_next_life() {
-    let mut bench = Bench::plain();
-    bench.net.stop();
-    let (backend, host, _) = wire();
-    bench.net.link().attach(MAC, vec![backend]).expect("one pair");
-    assert!(bench.net.link().attach(MAC, vec![]).is_err(), "one pair, not none");
-    bench.receive.start_over();
-    bench.transmit.start_over();
-    let with = driver::activation(
-        &bench.memory,
-        bench.net.traits().features,
-        &[&bench.receive, &bench.transmit],
-        &bench.interrupt,
-    );
-    bench.net.activate(with).expect("starts again");
-    bench.host = host;
-    let frame = with_header(NO_OFFLOAD, &ethernet(60, MAC));
-    bench.send(&frame, &[72]);
-    assert_eq!(bench.arrived(), frame);
-    bench.net.stop();
 }
 
 #[test]

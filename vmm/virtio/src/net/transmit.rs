@@ -44,11 +44,6 @@ impl Transmitter {
         &mut self.queue
     }
 
-    /// The guest's address is another from now on, if it is held to one.
-    pub(super) fn allow_source(&mut self, mac: [u8; 6]) {
-        self.rules.source = self.rules.source.map(|_| mac);
-    }
-
     pub(super) fn state(&self) -> QueueState {
         self.queue.state()
     }

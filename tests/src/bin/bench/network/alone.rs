@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use pod::{ContainerSpec, Installation, Pod, PodSpec, Report, RootFs, StdioWanted};
+use pod::{ContainerSpec, Installation, Pod, PodNetwork, PodSpec, Report, RootFs, StdioWanted};
 use tempfile::TempDir;
 use tests::NetworkNamespace;
 
@@ -45,7 +45,7 @@ pub async fn launch(id: String, network: Option<PathBuf>) -> anyhow::Result<(Pod
         hostname: "bench".to_owned(),
         sysctls: Default::default(),
         resolv_conf: String::new(),
-        network,
+        network: network.map_or(PodNetwork::None, PodNetwork::Namespace),
         extra_cmdline: String::new(),
     };
     Ok((Pod::launch(&Installation::find()?, spec).await?, scratch))
