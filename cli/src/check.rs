@@ -15,6 +15,8 @@ use pod::{
 use serde::Serialize;
 use vmm_control::{KvmKind, Probe};
 
+use crate::network::{self, NetworkError};
+
 /// Flags of `kata-rs check`.
 #[derive(Args, Debug)]
 pub struct Flags {
@@ -85,7 +87,13 @@ fn lines() -> Vec<Line> {
             "install kata-rs again: `make install PREFIX=/opt/kata-rs`",
         )),
     }
-    lines.extend([configuration(Configuration::load()), overlayfs(), memory(), containerd()]);
+    lines.extend([
+        configuration(Configuration::load()),
+        overlayfs(),
+        memory(),
+        network(network::possible()),
+        containerd(),
+    ]);
     lines
 }
 
@@ -231,6 +239,16 @@ fn memory() -> Line {
     }
 }
 
+fn network(possible: Result<PathBuf, NetworkError>) -> Line {
+    let what = "network (--net)";
+    match possible {
+        Ok(program) => ok(what, format!("by {}", program.display())),
+        Err(error) => {
+            warn(what, error.to_string(), "only `kata-rs run --net` needs it; with containerd, CNI plugins do it")
+        }
+    }
+}
+
 fn containerd() -> Line {
     let what = "containerd shim";
     let name = "containerd-shim-kata-rs-v2";
@@ -273,6 +291,14 @@ mod tests {
         let line = configuration(Err(broken));
         assert_eq!((line.verdict, line.found.as_str()), (Verdict::Fail, "/etc/x.toml:3: unknown key"));
         assert!(line.advice.expect("there is something to do").contains("/etc/x.toml:3"));
+    }
+
+    #[test]
+    fn a_host_without_a_network_to_give_is_ready_nevertheless() {
+        let line = network(Err(NetworkError::NotInstalled));
+        assert_eq!(line.verdict, Verdict::Warn);
+        assert!(line.found.contains("apt-get install passt"), "{}", line.found);
+        assert_eq!(network(Ok("/usr/bin/passt".into())).verdict, Verdict::Ok);
     }
 
     #[test]

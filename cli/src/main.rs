@@ -2,11 +2,13 @@
 //!
 //! A thin front of the `pod` library, as the shim is: what a pod is and how it comes and goes is decided there. Here is what only a
 //! command has: images on disk ([`image`]), flags turned into an OCI spec ([`spec`]), the caller's terminal ([`terminal`]),
-//! whether this host is ready ([`check`]), and what the operator's configuration comes to ([`env`]).
+//! a network without CNI ([`network`]), whether this host is ready
+//! ([`check`]), and what the operator's configuration comes to ([`env`]).
 
 mod check;
 mod env;
 mod image;
+mod network;
 mod run;
 mod scratch;
 mod size;

@@ -1,6 +1,7 @@
 //! `kata-rs run`: one container in one machine, in the foreground.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     image::{Layout, Store},
+    network::{self, Net, Publish, Uplink},
     scratch::{Scratch, Writes},
     size,
     spec::{self, Volume, Wishes},
@@ -53,6 +55,12 @@ pub struct Flags {
     /// Folder or file of the host in the container
     #[arg(short, long, value_name = "HOST:CONTAINER[:ro]", value_parser = |text: &str| Volume::parse(text))]
     volume: Vec<Volume>,
+    /// Give the container a network: outgoing connections, and published ports. Without a value, the way that this host has
+    #[arg(long, value_name = "WAY", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
+    net: Option<Net>,
+    /// Port of the host that leads into the container; implies --net
+    #[arg(short, long, value_name = "[HOSTIP:]HOSTPORT:PORT[/udp]", value_parser = |text: &str| Publish::parse(text))]
+    publish: Vec<Publish>,
     /// Run this instead of the image's entrypoint
     #[arg(long, value_name = "PATH")]
     entrypoint: Option<String>,
@@ -128,16 +136,29 @@ async fn run(flags: &Flags) -> anyhow::Result<i32> {
     if flags.tty && !terminal::is_present() {
         bail!("-t needs a terminal on standard input: leave -t out");
     }
+    let wants_network = network::wanted(flags.net, &flags.publish)?;
     let mut moments = Moments::default();
     moments.mark("command starts");
     let configuration = Configuration::load().map_err(PodError::from)?;
     let installation = Installation::find()?;
     let scratch = Scratch::make(&format!("{}", std::process::id())).context("cannot make the folders of the run")?;
+    let uplink = match wants_network.then(|| uplink(flags, &scratch)).transpose() {
+        Ok(uplink) => uplink,
+        Err(error) => {
+            scratch.remove().context("cannot remove the folders of the run")?;
+            return Err(error);
+        }
+    };
+    if uplink.is_some() {
+        moments.mark("network is there");
+    }
     // The machine boots while the image is made ready.
     let (owned, writes) = (flags.clone(), scratch.writes());
-    let image = tokio::task::spawn_blocking(move || container_spec(&owned, &writes));
-    let (launched, container) =
-        tokio::join!(Pod::launch(&installation, pod_spec(flags, &scratch, &configuration)), image);
+    let resolv_conf = Some(scratch.resolv_conf()).filter(|file| file.exists());
+    let image = tokio::task::spawn_blocking(move || container_spec(&owned, &writes, resolv_conf));
+    let mut spec = pod_spec(flags, &scratch, &configuration);
+    spec.network = uplink.as_ref().map(Uplink::namespace);
+    let (launched, container) = tokio::join!(Pod::launch(&installation, spec), image);
     let container = container.context("the image could not be made ready")?;
     let pod = match launched {
         Ok(pod) => pod,
@@ -158,6 +179,7 @@ async fn run(flags: &Flags) -> anyhow::Result<i32> {
         moments.add(&report);
     }
     let stopped = pod.stop().await;
+    drop(uplink);
     scratch.remove().context("cannot remove the folders of the run")?;
     moments.mark("all is gone");
     if flags.timing {
@@ -264,6 +286,16 @@ impl Signals {
     }
 }
 
+/// The container's network, and its resolv.conf in a file of the run.
+fn uplink(flags: &Flags, scratch: &Scratch) -> anyhow::Result<Uplink> {
+    let uplink = Uplink::make(&flags.publish)?;
+    eprintln!("kata-rs: {}", uplink.told());
+    if let Some(text) = uplink.resolv_conf() {
+        fs::write(scratch.resolv_conf(), text).context("cannot write the container's resolv.conf")?;
+    }
+    Ok(uplink)
+}
+
 fn pod_spec(flags: &Flags, scratch: &Scratch, configuration: &Configuration) -> PodSpec {
     let size = machine_size(flags, configuration);
     size.warnings.iter().for_each(|warning| eprintln!("kata-rs: {warning}"));
@@ -289,7 +321,7 @@ fn machine_size(flags: &Flags, configuration: &Configuration) -> MachineSize {
     MachineSize::plan(&Limits::stated(quota, memory), &Default::default(), configuration)
 }
 
-fn container_spec(flags: &Flags, writes: &Writes) -> anyhow::Result<ContainerSpec> {
+fn container_spec(flags: &Flags, writes: &Writes, resolv_conf: Option<PathBuf>) -> anyhow::Result<ContainerSpec> {
     let (lower, configuration) = image_of(&flags.image)?;
     let user = flags.user.clone().or_else(|| configuration.config().as_ref()?.user().clone()).unwrap_or_default();
     let user = User::find(&lower, &user)?;
@@ -301,7 +333,7 @@ fn container_spec(flags: &Flags, writes: &Writes) -> anyhow::Result<ContainerSpe
         terminal: flags.tty,
         cpu_millis: flags.cpus,
         memory_bytes: flags.memory,
-        volumes: flags.volume.clone(),
+        volumes: resolver(resolv_conf).into_iter().chain(flags.volume.clone()).collect(),
         read_only: flags.read_only,
         hostname: flags.hostname.clone(),
     };
@@ -312,6 +344,11 @@ fn container_spec(flags: &Flags, writes: &Writes) -> anyhow::Result<ContainerSpe
         rootfs: RootFs::Mounts(vec![overlay(&lower, writes)]),
         stdio: StdioWanted { stdin: flags.interactive || flags.tty, stdout: true, stderr: !flags.tty, terminal },
     })
+}
+
+/// Name servers are mounted, as the image is not changed; a volume of the caller's at the same place comes later, and wins.
+fn resolver(file: Option<PathBuf>) -> Option<Volume> {
+    file.map(|source| Volume { source, destination: "/etc/resolv.conf".into(), read_only: true })
 }
 
 /// The lower folder and what it says about running it; a plain folder says nothing.

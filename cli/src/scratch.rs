@@ -60,6 +60,11 @@ impl Scratch {
         self.state.join("pod")
     }
 
+    /// Where the container's name servers are written, if it has any.
+    pub fn resolv_conf(&self) -> PathBuf {
+        self.state.join("resolv.conf")
+    }
+
     /// Where the container's writes go.
     pub fn writes(&self) -> Writes {
         Writes { upper: self.writes.join("upper"), work: self.writes.join("work") }

@@ -38,7 +38,7 @@ use crate::{
     arguments::{ArgumentError, Arguments},
     containers::KILLED_STATUS,
     giving_up,
-    group::Group,
+    group::{Group, GroupLock},
     pod_cgroup,
     refusal::Refusal,
     sweep::sweep,
@@ -167,7 +167,11 @@ fn clean_up(group: &Group) -> Result<(), DeleteError> {
     // After the processes that the record names: what is left inside the cgroup now is nobody's.
     let removed = pod_cgroup::clean_up(group).map_err(|left| Refusal::new(ErrorKind::Internal, left));
     group.remove_socket(false);
-    undone.and(removed).map_err(|refusal| DeleteError::CleanUp(group.id.clone(), refusal))
+    undone.and(removed).map_err(|refusal| {
+        // containerd asks once; others will come by.
+        group.lock().into_iter().for_each(GroupLock::leave_behind);
+        DeleteError::CleanUp(group.id.clone(), refusal)
+    })
 }
 
 fn unmount_rootfs(bundle: &Path) {

@@ -114,6 +114,7 @@ impl Group {
 pub struct GroupLock {
     path: PathBuf,
     file: File,
+    stays: bool,
 }
 
 impl GroupLock {
@@ -148,7 +149,7 @@ impl GroupLock {
     fn of(path: &Path, file: File) -> io::Result<Option<Self>> {
         let (locked, named) = (file.metadata()?, fs::metadata(path)?);
         let same = (locked.dev(), locked.ino()) == (named.dev(), named.ino());
-        Ok(same.then(|| Self { path: path.to_owned(), file }))
+        Ok(same.then(|| Self { path: path.to_owned(), file, stays: false }))
     }
 
     /// The folder of the pod whose lock it is, as a holder has written it.
@@ -159,17 +160,17 @@ impl GroupLock {
         path.is_absolute().then_some(path)
     }
 
-    /// Lets it go without a trace of that, as a holder who is killed.
-    #[cfg(test)]
-    pub fn leave_behind(self) {
-        let mut this = std::mem::ManuallyDrop::new(self);
-        // The file is closed, and so unlocked, by putting another in its place.
-        this.file = File::open("/dev/null").expect("there");
+    /// Lets it go as a holder who is killed does: the next one to look finds it abandoned, and tries what could not be done.
+    pub fn leave_behind(mut self) {
+        self.stays = true;
     }
 }
 
 impl Drop for GroupLock {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         let _ = fs::remove_file(&self.path);
         if let Some(folder) = self.path.parent().filter(|folder| folder.ends_with(SOCKET_DIR)) {
             let _ = fs::remove_dir(folder);

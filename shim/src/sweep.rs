@@ -1,8 +1,8 @@
-//! What a killed `start` or `delete` left of its pod, taken away by whoever comes next.
+//! What a killed `start` or an unfinished `delete` left of its pod, taken away by whoever comes next.
 //!
-//! containerd calls `delete` for a pod whose daemon died, but not for one whose `start` did: nobody would come back for what that had made. A lock
-//! file that nobody holds is the trace of such an end, since a holder removes its own. So every new daemon, and every `delete`, looks for
-//! these once, off the way of what it is there for.
+//! containerd calls `delete` for a pod whose daemon died, once, but not for one whose `start` did: nobody would come back for what that had made, or for
+//! what was not done in the seconds that a `delete` has. A lock file that nobody holds is the trace of such an end, since a holder removes its own. So
+//! every new daemon, and every `delete`, looks for these once, off the way of what it is there for.
 
 use std::{fs, io, os::unix::net::UnixStream, path::Path};
 
@@ -18,7 +18,7 @@ pub fn sweep(folder: &Path) {
             continue;
         }
         match GroupLock::abandoned(&path) {
-            Ok(Some(lock)) => take_away(&path.with_extension(""), &lock),
+            Ok(Some(lock)) => take_away(&path.with_extension(""), lock),
             // Somebody is at it, or was until now.
             Ok(None) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -28,7 +28,7 @@ pub fn sweep(folder: &Path) {
 }
 
 // In the order of `delete`: processes that the record names, then what else is in the cgroup, then the socket; the lock goes last, as it is dropped.
-fn take_away(socket: &Path, lock: &GroupLock) {
+fn take_away(socket: &Path, lock: GroupLock) {
     if UnixStream::connect(socket).is_ok() {
         return;
     }
@@ -36,12 +36,14 @@ fn take_away(socket: &Path, lock: &GroupLock) {
     let record = socket.with_extension("cgroup");
     let mut left = HostCgroup::read_record(&record).map(|cgroup| cgroup.end()).unwrap_or_default();
     left.extend(undone.err().map(|error| error.to_string()));
-    if left.is_empty() {
-        log::info!("took away what a killed start had left at {}", socket.display());
-        let _ = fs::remove_file(record);
-    }
-    left.iter().for_each(|problem| log::warn!("left by a killed start: {problem}"));
     let _ = fs::remove_file(socket);
+    if left.is_empty() {
+        log::info!("took away what a pod had left at {}", socket.display());
+        let _ = fs::remove_file(record);
+    } else {
+        left.iter().for_each(|problem| log::warn!("left of a pod: {problem}"));
+        lock.leave_behind();
+    }
 }
 
 #[cfg(test)]

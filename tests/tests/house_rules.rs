@@ -14,7 +14,7 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ("agent", &["agent-protocol", "container", "netlink"]),
     ("pod", &["vmm-control", "agent-protocol", "netlink"]),
     ("shim", &["pod", "agent-protocol"]),
-    ("cli", &["pod", "vmm-control"]),
+    ("cli", &["pod", "vmm-control", "netlink"]),
     ("tests", &["pod", "vmm-control", "cri"]),
     ("container", &[]),
     ("netlink", &[]),

@@ -51,7 +51,7 @@ pub const MARK: &str = "trusted.kata-rs";
 /// Longest record that is read back: a line for each hierarchy.
 const RECORD_LEN_MAX: u64 = 256 << 10;
 /// How long processes that are left inside may take to die of SIGKILL, all together.
-const DEATH_DEADLINE: Duration = Duration::from_secs(1);
+const DEATH_DEADLINE: Duration = Duration::from_millis(2500);
 /// Looks into `cgroup.procs`: a process may have forked while the others were killed.
 const LOOKS_MAX: usize = 8;
 
