@@ -239,6 +239,10 @@ fn message(step: &Step, devices: &Devices) -> (Message, u16) {
             let request = Request { index: *index, name: Some(device::aside(*index)), ..Request::default() };
             (Message::new(Kind::SetLink, &request), 0)
         }
+        Step::NoOwnLinkLocal { index, .. } => {
+            let request = Request { index: *index, no_own_link_local: true, ..Request::default() };
+            (Message::new(Kind::SetLink, &request), 0)
+        }
         Step::SetInterface(change) => (Message::new(Kind::SetLink, &change.message()), 0),
         Step::RemoveAddress(name, own) => (address(Kind::DelAddress, name, own), 0),
         Step::AddAddress(name, own) => (address(Kind::NewAddress, name, own), NLM_F_CREATE | NLM_F_REPLACE),

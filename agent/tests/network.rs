@@ -316,6 +316,25 @@ fn needs_root_a_device_made_on_top_of_ours_is_not_taken_for_it() {
 }
 
 #[test]
+fn needs_root_a_link_local_address_that_is_told_is_the_only_one_and_good_at_once() {
+    in_a_machine("needs_root_a_link_local_address_that_is_told_is_the_only_one_and_good_at_once", || {
+        let mut wanted = m::Network::new();
+        let told =
+            m::InterfaceAddress { address: bytes("fe80::77"), prefix_length: 64, scope: 253, ..Default::default() };
+        wanted.interfaces.push(m::NetworkInterface {
+            name: "eth0".into(),
+            mac: vec![2, 0, 0, 0, 0, 7],
+            addresses: vec![told],
+            ..Default::default()
+        });
+        Network::parse(&wanted).unwrap().apply(&no_places()).unwrap();
+        let shown = ip("-6 -o address show dev eth0");
+        assert!(shown.lines().count() == 1 && shown.contains("fe80::77/64"), "{shown}");
+        assert!(!shown.contains("tentative"), "{shown}");
+    });
+}
+
+#[test]
 fn needs_root_a_missing_device_changes_nothing() {
     in_a_machine("needs_root_a_missing_device_changes_nothing", || {
         let before = state();

@@ -157,7 +157,7 @@ async fn run(flags: &Flags) -> anyhow::Result<i32> {
     let resolv_conf = Some(scratch.resolv_conf()).filter(|file| file.exists());
     let image = tokio::task::spawn_blocking(move || container_spec(&owned, &writes, resolv_conf));
     let mut spec = pod_spec(flags, &scratch, &configuration);
-    spec.network = uplink.as_ref().map(Uplink::namespace);
+    spec.network = uplink.as_ref().map_or(PodNetwork::None, |uplink| PodNetwork::Namespace(uplink.namespace()));
     let (launched, container) = tokio::join!(Pod::launch(&installation, spec), image);
     let container = container.context("the image could not be made ready")?;
     let pod = match launched {

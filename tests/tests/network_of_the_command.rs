@@ -65,18 +65,18 @@ impl Net {
     }
 
     /// A container that has said `ready`.
-    fn ready(&self, flags: &[&str], image: &str, words: &[&str]) -> Child {
+    fn ready(&self, flags: &[&str], image: &str, words: &[&str]) -> Running {
         let mut command = kata_rs(flags, image, words);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = self.host.run(|| command.spawn()).expect("starts");
+        let mut running = Running(self.host.run(|| command.spawn()).expect("starts"));
         let mut word = String::new();
-        BufReader::new(child.stdout.take().expect("asked for")).read_line(&mut word).expect("a line");
+        BufReader::new(running.0.stdout.take().expect("asked for")).read_line(&mut word).expect("a line");
         assert_eq!(word, "ready\n");
-        child
+        running
     }
 
     /// A container whose web server says this at its port 80.
-    fn serving(&self, flags: &[&str], page: &str) -> Child {
+    fn serving(&self, flags: &[&str], page: &str) -> Running {
         let line =
             format!("mkdir /www; echo {page} > /www/index.html; httpd -p 80 -h /www; echo ready; exec sleep 1000");
         self.ready(flags, "busybox", &["sh", "-c", &line])
@@ -89,10 +89,14 @@ fn kata_rs(flags: &[&str], image: &str, words: &[&str]) -> Command {
     command
 }
 
-/// Ends a container that sleeps: no signal handler of its own is PID 1's, so it takes SIGKILL.
-fn end(mut child: Child) {
-    child.kill().expect("killed");
-    child.wait().expect("reaped");
+/// A command whose container sleeps: no signal handler of its own is PID 1's, so it takes SIGKILL. It ends with the value, however the test does.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Says `heard` and the line, to each caller.
@@ -134,7 +138,7 @@ fn a_container_reaches_the_world_and_not_the_loopback_of_its_host() {
     net.world.run(|| answer(TcpListener::bind("[::]:7000").expect("bound")));
     net.host.run(|| answer(TcpListener::bind("127.0.0.1:7001").expect("bound")));
     let line = format!(
-        "for place in '{WORLD} 7000' '{WORLD_V6} 7000' '10.170.85.1 7001'; do echo $place | timeout 5 nc $place; done"
+        "for place in '{WORLD} 7000' '{WORLD_V6} 7000'; do echo $place | timeout 20 nc $place; done; echo x | timeout 1 nc 10.170.85.1 7001"
     );
     let finished = net.run(&["--net"], &line);
     assert_eq!(finished.stdout, format!("heard {WORLD} 7000\nheard {WORLD_V6} 7000\n"), "{}", finished.stderr);
@@ -175,8 +179,7 @@ fn published_ports_lead_into_their_containers_two_at_once() {
     assert_eq!(third.code(), 125);
     assert!(third.stderr.contains("port 8080 of the host is in use"), "{}", third.stderr);
 
-    end(first);
-    end(second);
+    drop((first, second));
     net.run(&[], "true").success();
     assert_eq!((net.all_there_is(), passts()), (before_in_network, 0));
 }
@@ -195,7 +198,7 @@ fn a_published_port_of_udp_leads_into_the_container() {
     let mut answer = [0; 64];
     let (count, from) = socket.recv_from(&mut answer).expect("an answer");
     assert_eq!((&answer[..count], from.to_string()), (&b"heard hello"[..], format!("{HOST}:5353")));
-    end(child);
+    drop(child);
     net.run(&[], "true").success();
 }
 
@@ -205,9 +208,7 @@ fn a_killed_command_leaves_no_network_after_the_next_one() {
     let _alone = alone();
     let net = Net::new();
     let (before, before_in_network) = (Residue::now(), net.all_there_is());
-    let mut child = net.serving(&["--net", "-p", "8080:80"], "gone");
-    child.kill().expect("killed");
-    child.wait().expect("reaped");
+    drop(net.serving(&["--net", "-p", "8080:80"], "gone"));
     net.run(&["--net", "-p", "8080:80"], "true").success();
     assert_eq!((net.all_there_is(), passts()), (before_in_network, 0));
     before.assert_nothing_new();

@@ -79,13 +79,16 @@ pub struct Request {
     pub mtu: Option<u32>,
     /// Bring it up, without asking for hardware addresses or with it.
     pub up_without_arp: Option<bool>,
+    /// Keep the kernel from giving it a link-local address when it comes up.
+    pub no_own_link_local: bool,
 }
 
 impl Request {
     fn attributes(&self) -> Vec<DefaultNla> {
         let name = self.name.as_ref().map(|name| DefaultNla::new(NAME, [name.as_bytes(), &[0]].concat()));
         let mtu = self.mtu.map(|mtu| DefaultNla::new(MTU, mtu.to_ne_bytes().to_vec()));
-        name.into_iter().chain(mtu).collect()
+        let own = self.no_own_link_local.then(no_own_link_local);
+        name.into_iter().chain(mtu).chain(own).collect()
     }
 }
 
@@ -107,6 +110,20 @@ impl Emitable for Request {
         header[12..].copy_from_slice(&u32::to_ne_bytes(meant));
         self.attributes().as_slice().emit(attributes);
     }
+}
+
+/// IFLA_AF_SPEC, in it AF_INET6, in it IFLA_INET6_ADDR_GEN_MODE with IN6_ADDR_GEN_MODE_NONE (linux/if_link.h).
+fn no_own_link_local() -> DefaultNla {
+    const AF_SPEC: u16 = 26;
+    const AF_INET6: u16 = 10;
+    const ADDR_GEN_MODE: u16 = 8;
+    const NONE: u8 = 1;
+    let within = |kind: u16, inner: DefaultNla| {
+        let mut bytes = vec![0; [inner.clone()].as_slice().buffer_len()];
+        [inner].as_slice().emit(&mut bytes);
+        DefaultNla::new(kind, bytes)
+    };
+    within(AF_SPEC, within(AF_INET6, DefaultNla::new(ADDR_GEN_MODE, vec![NONE])))
 }
 
 /// The devices of the guest, by the names that they have when all are renamed.
@@ -149,7 +166,13 @@ mod tests {
 
     #[test]
     fn a_device_is_read_from_what_the_kernel_is_told() {
-        let request = Request { index: 7, name: Some("eth0".into()), mtu: Some(1400), up_without_arp: Some(true) };
+        let request = Request {
+            index: 7,
+            name: Some("eth0".into()),
+            mtu: Some(1400),
+            up_without_arp: Some(true),
+            ..Request::default()
+        };
         let mut body = vec![0xff; request.buffer_len()];
         request.emit(&mut body);
         let device = Device::parse(&body).unwrap();

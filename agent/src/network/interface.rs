@@ -71,6 +71,11 @@ impl Interface {
         (change.rename || change.mtu.is_some() || !flags_fit).then_some(change)
     }
 
+    /// It has a link-local address that the host tells: the kernel need not find one, and need not ask for a second whether it is free.
+    pub fn has_told_link_local(&self) -> bool {
+        self.addresses.iter().any(|address| address.is_link_local())
+    }
+
     /// The device with our MAC. What is made on top of a device (VLANs, bridges) has its MAC too, and comes later.
     pub fn device<'a>(&self, devices: &'a [Device]) -> Result<&'a Device, NetworkError> {
         let ours = devices.iter().filter(|device| device.is_known_by(&self.mac));
@@ -102,6 +107,7 @@ impl Change {
             name: self.rename.then(|| self.name.clone()),
             mtu: self.mtu,
             up_without_arp: Some(self.no_arp),
+            ..Request::default()
         }
     }
 }

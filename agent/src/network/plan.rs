@@ -24,6 +24,13 @@ pub enum Step {
         /// Its name until now.
         name: String,
     },
+    /// The kernel gives a device no link-local address when it comes up.
+    NoOwnLinkLocal {
+        /// Of the device.
+        index: u32,
+        /// Its name until now.
+        name: String,
+    },
     /// A device becomes an interface.
     SetInterface(Change),
     /// Takes an address from an interface.
@@ -52,6 +59,8 @@ pub fn interfaces(wanted: &[Interface], devices: &[Device], has: &[(u32, Address
     };
     let aside = |device: &Device| Step::MoveAside { index: device.index, name: device.name.clone() };
     let mut steps: Vec<Step> = devices.iter().filter(in_the_way).map(aside).collect();
+    let told = pairs.iter().filter(|(interface, device)| !device.up && interface.has_told_link_local());
+    steps.extend(told.map(|(_, device)| Step::NoOwnLinkLocal { index: device.index, name: device.name.clone() }));
     steps.extend(pairs.iter().filter_map(|(interface, device)| interface.change(device)).map(Step::SetInterface));
     for (interface, device) in pairs {
         let own: Vec<&Address> = has.iter().filter(|(index, _)| *index == device.index).map(|(_, own)| own).collect();
@@ -116,6 +125,7 @@ impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::MoveAside { index, name } => write!(f, "rename the device {name} to {}", aside(*index)),
+            Self::NoOwnLinkLocal { name, .. } => write!(f, "keep the kernel from giving {name} a link-local address"),
             Self::SetInterface(change) => {
                 write!(f, "bring up the interface {}", change.name)?;
                 change.mtu.map_or(Ok(()), |mtu| write!(f, " with an MTU of {mtu}"))

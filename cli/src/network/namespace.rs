@@ -23,6 +23,8 @@ use super::{
 
 /// Where taps come from.
 const DEVICE: &str = "/dev/net/tun";
+/// Of a link-local address (RFC 4291, 2.5.6).
+const LINK_LOCAL_PREFIX_LENGTH: u8 = 64;
 /// What the container sees.
 const NAME: &str = "eth0";
 
@@ -74,8 +76,12 @@ fn fill(plan: &Plan) -> netlink::Result<()> {
     }
     socket.change(link(index, vec![LinkAttribute::Address(MAC.to_vec()), LinkAttribute::Mtu(MTU)], false), 0)?;
     socket.change(link(index, Vec::new(), true), 0)?;
+    if let Some(own) = plan.link_local() {
+        // As the guest's kernel would give it, but ready at once: passt asks a container once, and not again.
+        socket.change(address(index, own.into(), LINK_LOCAL_PREFIX_LENGTH), NLM_F_CREATE | NLM_F_EXCL)?;
+    }
     for family in plan.families() {
-        socket.change(address(index, &family), NLM_F_CREATE | NLM_F_EXCL)?;
+        socket.change(address(index, family.address, family.prefix_length), NLM_F_CREATE | NLM_F_EXCL)?;
         socket.change(default_route(index, &family), NLM_F_CREATE | NLM_F_EXCL)?;
     }
     Ok::<(), NetlinkError>(())
@@ -92,16 +98,16 @@ fn link(index: u32, attributes: Vec<LinkAttribute>, up: bool) -> RouteNetlinkMes
     RouteNetlinkMessage::SetLink(message)
 }
 
-fn address(index: u32, family: &Family) -> RouteNetlinkMessage {
+fn address(index: u32, own: IpAddr, prefix_length: u8) -> RouteNetlinkMessage {
     let mut message = AddressMessage::default();
-    message.header.family = number(family.address);
-    message.header.prefix_len = family.prefix_length;
+    message.header.family = number(own);
+    message.header.prefix_len = prefix_length;
     message.header.index = index;
-    if family.address.is_ipv6() {
+    if own.is_ipv6() {
         // Nobody else is there.
         message.header.flags = AddressHeaderFlags::Nodad;
     }
-    message.attributes = vec![AddressAttribute::Local(family.address), AddressAttribute::Address(family.address)];
+    message.attributes = vec![AddressAttribute::Local(own), AddressAttribute::Address(own)];
     RouteNetlinkMessage::NewAddress(message)
 }
 

@@ -51,6 +51,11 @@ impl Plan {
         [(self.reach.v4, v4), (self.reach.v6, v6)].into_iter().filter(|(there, _)| *there).map(|(_, f)| f).collect()
     }
 
+    /// The container's address on its link, with IPv6.
+    pub fn link_local(&self) -> Option<Ipv6Addr> {
+        self.reach.v6.then(|| link_local(MAC))
+    }
+
     /// passt's arguments; it inherits its end of the stream as the descriptor `fd`. The host's loopback stays the host's: the container cannot
     /// reach what listens there. All addresses are set already, so nobody asks for one.
     pub fn arguments(&self, fd: i32) -> Vec<String> {
@@ -76,10 +81,11 @@ impl Plan {
     }
 
     /// Questions that passt answers as soon as it is ready, one frame each, from each address of the container: who has the way out? They also
-    /// tell it where the container is, which no option does: a connection from outside would get lost before the guest's first word.
+    /// tell it where the container is, which no option does: a connection from outside would get lost before the guest's first word. Clients at the
+    /// host's own ::1 are led to the link-local address.
     pub fn questions(&self) -> Vec<Vec<u8>> {
-        let asked = [self.reach.v4.then(who_has_v4), self.reach.v6.then(who_has_v6)];
-        asked.into_iter().flatten().collect()
+        let v6 = self.reach.v6.then_some(V6).into_iter().chain(self.link_local());
+        self.reach.v4.then(who_has_v4).into_iter().chain(v6.map(who_has_v6)).collect()
     }
 }
 
@@ -98,8 +104,14 @@ fn who_has_v4() -> Vec<u8> {
     frame
 }
 
+/// The address that the guest's kernel gives the interface by itself (RFC 4291, appendix A).
+fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
+    const UNIVERSAL: u8 = 2;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ UNIVERSAL, b, c, 0xff, 0xfe, d, e, f])
+}
+
 /// A neighbour solicitation (RFC 4861, 4.3) to the group of the way out (RFC 4291, 2.7.1).
-fn who_has_v6() -> Vec<u8> {
+fn who_has_v6(source: Ipv6Addr) -> Vec<u8> {
     const NEXT_HEADER_ICMPV6: u8 = 58;
     const HOP_LIMIT: u8 = 255;
     let target = V6_GATEWAY.octets();
@@ -107,7 +119,7 @@ fn who_has_v6() -> Vec<u8> {
     let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c]);
     let mut message = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target, &[1, 1], &MAC].concat();
     let length = u8::try_from(message.len()).expect("one option").to_be_bytes();
-    let addresses = [V6.octets(), group.octets()].concat();
+    let addresses = [source.octets(), group.octets()].concat();
     let pseudo = [&addresses[..], &[0, 0, 0], &length, &[0, 0, 0, NEXT_HEADER_ICMPV6], &message].concat();
     message[2..4].copy_from_slice(&checksum(&pseudo).to_be_bytes());
     let header = [&[0x60, 0, 0, 0, 0], &length[..], &[NEXT_HEADER_ICMPV6, HOP_LIMIT]].concat();
@@ -154,9 +166,16 @@ mod tests {
     }
 
     #[test]
+    fn the_link_local_address_is_the_kernels() {
+        assert_eq!(link_local(MAC).to_string(), "fe80::6b:61ff:fe74:6101");
+        assert_eq!(plan(true, true, &[]).questions().len(), 3);
+        assert_eq!(plan(true, false, &[]).questions().len(), 1);
+    }
+
+    #[test]
     fn the_questions_are_well_formed() {
         assert_eq!(who_has_v4().len(), 42);
-        let frame = who_has_v6();
+        let frame = who_has_v6(V6);
         assert_eq!((frame.len(), frame[14] >> 4), (14 + 40 + 32, 6));
         let pseudo = [&frame[22..54], &[0, 0, 0, 32, 0, 0, 0, 58], &frame[54..]].concat();
         assert_eq!(checksum(&pseudo), 0, "a message with its right sum sums up to nothing");

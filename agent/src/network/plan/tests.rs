@@ -60,6 +60,19 @@ fn a_fresh_device_becomes_the_interface_in_one_step_before_its_addresses() {
 }
 
 #[test]
+fn a_link_local_address_that_is_told_is_the_only_one() {
+    let wanted = interface("eth0", 7, &[("fe80::7", 64)]);
+    let silent = |links: &[Device]| {
+        let steps = interfaces(std::slice::from_ref(&wanted), links, &[]);
+        matches!(steps[0], Step::NoOwnLinkLocal { index: 2, .. })
+    };
+    assert!(silent(&[link(2, "eth0", 7, false)]));
+    assert!(!silent(&[link(2, "eth0", 7, true)]), "it has one already");
+    let untold = interfaces(&[interface("eth0", 7, &[("2001:db8::7", 64)])], &[link(2, "eth0", 7, false)], &[]);
+    assert!(matches!(untold[0], Step::SetInterface(_)), "the kernel finds one");
+}
+
+#[test]
 fn who_swap_names_pass_by_names_that_nobody_has() {
     let links = [link(2, "eth0", 7, true), link(3, "eth1", 8, true)];
     let steps = interfaces(&[interface("eth1", 7, &[]), interface("eth0", 8, &[])], &links, &[]);
@@ -176,6 +189,7 @@ impl Guest {
     fn carry_out(&mut self, step: Step, devices: &Devices) {
         match step {
             Step::MoveAside { index, .. } => self.rename(index, &aside(index)),
+            Step::NoOwnLinkLocal { .. } => {}
             Step::SetInterface(change) => {
                 if change.rename {
                     self.rename(change.index, &change.name);
