@@ -308,6 +308,7 @@ fn pod_spec(flags: &Flags, scratch: &Scratch, configuration: &Configuration) -> 
         sysctls: Default::default(),
         resolv_conf: String::new(),
         network: PodNetwork::None,
+        interface_rules: configuration.interface_rules(),
         extra_cmdline: size.command_line(),
     }
 }

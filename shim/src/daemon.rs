@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use pod::{Configuration, Installation, Pod, PodError, host_cgroup::HostCgroup, sizing::MachineSize};
+use pod::{Configuration, Installation, Pod, PodError, PodSpec, host_cgroup::HostCgroup, sizing::MachineSize};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -183,7 +183,8 @@ async fn launch(request: PodRequest, group: Group) -> Launched {
     size.warnings.iter().for_each(|warning| log::warn!("pod {}: {warning}", group.id));
     log::info!("pod {}: the machine has {size}", group.id);
     let installation = Installation::find()?;
-    Ok(Arc::new(Pod::launch(&installation, request.spec(group, &size)).await?))
+    let spec = PodSpec { interface_rules: configuration.interface_rules(), ..request.spec(group, &size) };
+    Ok(Arc::new(Pod::launch(&installation, spec).await?))
 }
 
 fn take_over_stdio() -> io::Result<(UnixListener, File)> {

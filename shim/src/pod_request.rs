@@ -8,7 +8,7 @@ use std::{
 
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
-use pod::{ErrorKind, PodNetwork, PodSpec, sizing, sizing::MachineSize};
+use pod::{ErrorKind, InterfaceRules, PodNetwork, PodSpec, sizing, sizing::MachineSize};
 use protobuf::Message;
 
 use crate::{
@@ -105,6 +105,7 @@ impl PodRequest {
             sysctls: self.sysctls,
             resolv_conf: self.resolv_conf,
             network: self.network,
+            interface_rules: InterfaceRules::default(),
             extra_cmdline: size.command_line(),
         }
     }

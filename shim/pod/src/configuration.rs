@@ -25,7 +25,7 @@ pub(crate) use key::{CONSOLE_LEVELS, LOG_LEVELS, log_level, log_word};
 pub use key::{Key, LogLevel};
 
 use crate::{
-    ErrorKind, PodError,
+    ErrorKind, InterfaceRules, PodError,
     annotations::Annotation,
     host::HostSize,
     setting::{Setting, Source},
@@ -59,6 +59,12 @@ pub struct Configuration {
     pub log_level: Setting<LogLevel>,
     /// What a pod's author may ask for.
     pub allowed_annotations: Setting<Vec<Annotation>>,
+    /// Most that an interface sends, in Mbit/s; 0 for no limit.
+    pub network_transmit_mbit: Setting<u32>,
+    /// Most that an interface receives, in Mbit/s; 0 for no limit.
+    pub network_receive_mbit: Setting<u32>,
+    /// Do pods send from any hardware address?
+    pub network_any_source: Setting<bool>,
     /// The files that were read, in their order.
     pub files: Vec<PathBuf>,
 }
@@ -118,6 +124,9 @@ impl Configuration {
             agent_log_level: Setting::default(None),
             log_level: Setting::default(LogLevel::Info),
             allowed_annotations: Setting::default(Vec::new()),
+            network_transmit_mbit: Setting::default(0),
+            network_receive_mbit: Setting::default(0),
+            network_any_source: Setting::default(false),
             files: Vec::new(),
         }
     }
@@ -182,6 +191,15 @@ impl Configuration {
         Ok(())
     }
 
+    /// What holds for the interfaces of every pod.
+    pub fn interface_rules(&self) -> InterfaceRules {
+        InterfaceRules {
+            transmit_mbit: self.network_transmit_mbit.value,
+            receive_mbit: self.network_receive_mbit.value,
+            any_source: self.network_any_source.value,
+        }
+    }
+
     /// The value of a key as it would be written in a file, and its source.
     pub fn shown(&self, key: Key) -> Setting<String> {
         let number = |setting: &Setting<u32>| setting.clone().map(|value| value.to_string());
@@ -198,6 +216,9 @@ impl Configuration {
                 self.agent_log_level.clone().map(|level| format!("{:?}", log_word(level.unwrap_or(LogLevel::Warn))))
             }
             Key::LogLevel => self.log_level.clone().map(|level| format!("{:?}", log_word(level))),
+            Key::NetworkTransmit => number(&self.network_transmit_mbit),
+            Key::NetworkReceive => number(&self.network_receive_mbit),
+            Key::NetworkAnySource => self.network_any_source.clone().map(|value| value.to_string()),
             Key::AllowedAnnotations => self
                 .allowed_annotations
                 .clone()

@@ -102,7 +102,8 @@ impl Greeted {
         }
         common.mark("pod configured");
         let machine = common.acquired.machine.clone().expect("set by boot");
-        common.acquired.watching = common.watch.take().map(|watch| watch.begin(machine.clone(), agent));
+        let rules = common.pod.interface_rules;
+        common.acquired.watching = common.watch.take().map(|watch| watch.begin(machine.clone(), agent, rules));
         if let PodNetwork::Namespace(path) = &common.pod.network {
             let forwarding = Forwarding::begin(path.clone(), Arc::clone(&common.state), machine);
             common.acquired.forwarding = Some(forwarding);

@@ -19,7 +19,7 @@ use vmm_control::{
 };
 
 use crate::{
-    ErrorKind, Installation, PodError, PodSpec,
+    ErrorKind, Installation, InterfaceRules, PodError, PodSpec,
     boot_files::BootFiles,
     moment::mark,
     network::{Device, interface},
@@ -159,7 +159,8 @@ fn lay_out(pod: &PodSpec, vcpus: u8, files: BootFiles, ends: MachineEnds) -> (Ma
     };
     let kernels: Vec<(Flavour, OwnedFd)> =
         files.kernels.into_iter().map(|(flavour, file)| (flavour, file.into())).collect();
-    let networks = ends.networks.into_iter().map(|device| network(device, vcpus, &mut number)).collect();
+    let rules = pod.interface_rules;
+    let networks = ends.networks.into_iter().map(|device| network(device, rules, vcpus, &mut number)).collect();
     let spec = MachineSpec {
         kvm: number(files.kvm.into()),
         vcpus,
@@ -181,9 +182,9 @@ fn lay_out(pod: &PodSpec, vcpus: u8, files: BootFiles, ends: MachineEnds) -> (Ma
 }
 
 /// Queues that no vCPU will serve are closed: frames would wait in them for ever.
-fn network(device: Device, vcpus: u8, number: &mut impl FnMut(OwnedFd) -> FdNumber) -> NetSpec {
+fn network(device: Device, rules: InterfaceRules, vcpus: u8, number: &mut impl FnMut(OwnedFd) -> FdNumber) -> NetSpec {
     let queues = device.taps.into_iter().take(usize::from(vcpus).max(1));
-    NetSpec { taps: queues.map(number).collect(), interface: interface(device.mac, device.mtu) }
+    NetSpec { taps: queues.map(number).collect(), interface: interface(device.mac, device.mtu, rules) }
 }
 
 #[cfg(test)]
@@ -200,7 +201,7 @@ mod tests {
         let of = |vcpus| {
             let device = Device { mac: [2, 0, 0, 0, 0, 1], mtu: 1400, taps: vec![open(), open(), open()] };
             let mut next = CONTROL_FD;
-            network(device, vcpus, &mut |_| {
+            network(device, InterfaceRules::default(), vcpus, &mut |_| {
                 next += 1;
                 next
             })

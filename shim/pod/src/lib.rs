@@ -81,7 +81,8 @@ pub use installation::Installation;
 pub use namespaces::check_namespaces;
 pub use pod::Pod;
 pub use spec::{
-    ContainerSpec, ExecSpec, Exit, HostMount, PodNetwork, PodSpec, ProcessId, ProcessStreams, RootFs, StdioWanted,
+    ContainerSpec, ExecSpec, Exit, HostMount, InterfaceRules, PodNetwork, PodSpec, ProcessId, ProcessStreams, RootFs,
+    StdioWanted,
 };
 pub use sys::{inherit_nothing_else, make_tap};
 pub use vmm_control::Report;

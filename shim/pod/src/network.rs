@@ -33,6 +33,7 @@ mod plan;
 #[cfg(test)]
 mod pod_stories;
 mod redirect;
+mod rules;
 #[cfg(test)]
 pub(crate) mod stage;
 mod tap;
@@ -54,8 +55,9 @@ use netlink::{
 pub(crate) use self::{
     loopback::Forwarding,
     namespace::Namespace,
+    rules::interface,
     undo::{Joined, Late},
-    watch::{Waiting, Watch, Watching, interface},
+    watch::{Waiting, Watch, Watching},
 };
 use self::{
     picture::Picture,

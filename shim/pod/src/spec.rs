@@ -22,6 +22,8 @@ pub struct PodSpec {
     pub resolv_conf: String,
     /// Where its network is.
     pub network: PodNetwork,
+    /// What holds for each interface of it.
+    pub interface_rules: InterfaceRules,
     /// More words on the guest's command line, from the operator's configuration only.
     pub extra_cmdline: String,
 }
@@ -36,6 +38,17 @@ pub enum PodNetwork {
     Own,
     /// One that somebody else has made, and filled before the pod.
     Namespace(PathBuf),
+}
+
+/// What the operator lets pass at each interface of a pod.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InterfaceRules {
+    /// Most that it sends, in Mbit/s; 0 for no limit.
+    pub transmit_mbit: u32,
+    /// Most that it receives, in Mbit/s; 0 for no limit.
+    pub receive_mbit: u32,
+    /// It may send from any hardware address.
+    pub any_source: bool,
 }
 
 /// A mount as containerd or a user names it (type, source, options), applied on the host by us.

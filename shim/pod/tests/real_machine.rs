@@ -10,8 +10,8 @@ use std::{
 };
 
 use pod::{
-    ContainerSpec, ErrorKind, ExecSpec, Installation, Pod, PodError, PodNetwork, PodSpec, ProcessId, RootFs,
-    StdioWanted,
+    ContainerSpec, ErrorKind, ExecSpec, Installation, InterfaceRules, Pod, PodError, PodNetwork, PodSpec, ProcessId,
+    RootFs, StdioWanted,
 };
 use serde_json::json;
 
@@ -74,6 +74,7 @@ impl Stage {
             sysctls: Default::default(),
             resolv_conf: String::new(),
             network: PodNetwork::None,
+            interface_rules: Default::default(),
             extra_cmdline: String::new(),
         }
     }
@@ -414,9 +415,8 @@ impl Elsewhere {
     }
 }
 
-#[tokio::test]
-async fn needs_kvm_a_pod_is_reached_at_the_addresses_that_a_plugin_gave_it() {
-    let Some(stage) = Stage::new("the network of a real machine") else { return };
+/// A pod's network as a plugin makes it, and the one outside: 10.1.0.2 and 2001:db8::2 with a gateway.
+fn plugged() -> (Elsewhere, Elsewhere) {
     let (inside, outside) = (Elsewhere::new(), Elsewhere::new());
     let far = outside.path.display();
     inside.run(&format!("ip link add eth0 mtu 1400 type veth peer name far netns {far}"));
@@ -428,6 +428,13 @@ async fn needs_kvm_a_pod_is_reached_at_the_addresses_that_a_plugin_gave_it() {
     outside.run("ip address add 10.99.0.1/32 dev far");
     outside.run("ip -6 address add 2001:db8::1/64 dev far nodad");
     outside.run("ip link set far mtu 1400 up");
+    (inside, outside)
+}
+
+#[tokio::test]
+async fn needs_kvm_a_pod_is_reached_at_the_addresses_that_a_plugin_gave_it() {
+    let Some(stage) = Stage::new("the network of a real machine") else { return };
+    let (inside, outside) = plugged();
     let spec = PodSpec { network: PodNetwork::Namespace(inside.path.clone()), ..stage.pod_spec() };
     let pod = within(Pod::launch(&stage.installation, spec)).await.expect("launched");
     // From outside to the guest, and from the guest past its gateway.
@@ -450,6 +457,21 @@ async fn needs_kvm_a_pod_is_reached_at_the_addresses_that_a_plugin_gave_it() {
     assert!(!inside.run("tc filter show dev eth0 ingress").contains("mirred"));
     assert!(!inside.run("ip -br link").contains("katars"));
     stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn needs_kvm_an_operators_limit_of_rate_holds_frames_back_and_loses_none_of_a_few() {
+    let Some(stage) = Stage::new("the limit of a real machine's network") else { return };
+    let (inside, outside) = plugged();
+    let interface_rules = InterfaceRules { receive_mbit: 1, ..InterfaceRules::default() };
+    let network = PodNetwork::Namespace(inside.path.clone());
+    let spec = PodSpec { network, interface_rules, ..stage.pod_spec() };
+    let pod = within(Pod::launch(&stage.installation, spec)).await.expect("launched");
+    // More than passes at once.
+    outside.run("busybox ping -A -c 5 -W 5 -s 60000 10.1.0.2");
+    let report = within(pod.report()).await.expect("told").networks[0];
+    assert!(report.held_by_rate > 0, "{report:?}");
+    within(pod.stop()).await.expect("stopped");
 }
 
 #[tokio::test]

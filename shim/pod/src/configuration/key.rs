@@ -18,6 +18,9 @@ const OVERHEAD_MIB_MAX: u32 = 4096;
 /// (Linux Documentation/admin-guide/kernel-parameters.txt, `loglevel`).
 pub(crate) const CONSOLE_LEVELS: RangeInclusive<u8> = 0..=8;
 
+/// Fastest limit of an interface: a terabit.
+const MBIT_MAX: u32 = 1_000_000;
+
 /// How much is logged.
 pub type LogLevel = log::LevelFilter;
 
@@ -51,11 +54,17 @@ pub enum Key {
     LogLevel,
     /// `allowed_annotations`
     AllowedAnnotations,
+    /// `network_transmit_mbit`
+    NetworkTransmit,
+    /// `network_receive_mbit`
+    NetworkReceive,
+    /// `network_any_source`
+    NetworkAnySource,
 }
 
 impl Key {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::DefaultVcpus,
         Self::DefaultMemory,
         Self::OverheadMemory,
@@ -65,6 +74,9 @@ impl Key {
         Self::AgentLogLevel,
         Self::LogLevel,
         Self::AllowedAnnotations,
+        Self::NetworkTransmit,
+        Self::NetworkReceive,
+        Self::NetworkAnySource,
     ];
 
     /// How it is written.
@@ -79,6 +91,9 @@ impl Key {
             Self::AgentLogLevel => "agent_log_level",
             Self::LogLevel => "log_level",
             Self::AllowedAnnotations => "allowed_annotations",
+            Self::NetworkTransmit => "network_transmit_mbit",
+            Self::NetworkReceive => "network_receive_mbit",
+            Self::NetworkAnySource => "network_any_source",
         }
     }
 
@@ -92,6 +107,7 @@ impl Key {
         match self {
             Self::DefaultVcpus | Self::MaxVcpus => "vCPUs",
             Self::DefaultMemory | Self::OverheadMemory | Self::MaxMemory => "MiB",
+            Self::NetworkTransmit | Self::NetworkReceive => "Mbit/s",
             _ => "",
         }
     }
@@ -106,6 +122,10 @@ impl Key {
             Self::OverheadMemory => format!("a whole number from {MEMORY_MIB_MIN} to {OVERHEAD_MIB_MAX}"),
             Self::ConsoleLevel => format!("a whole number from {} to {}", CONSOLE_LEVELS.start(), CONSOLE_LEVELS.end()),
             Self::AgentLogLevel | Self::LogLevel => format!("one of {}", quoted(LOG_LEVELS.map(|(word, _)| word))),
+            Self::NetworkTransmit | Self::NetworkReceive => {
+                format!("a whole number from 1 to {MBIT_MAX}, or 0 for no limit")
+            }
+            Self::NetworkAnySource => "true or false".to_owned(),
             Self::AllowedAnnotations => format!("a list of any of {}", quoted(Annotation::ALL.map(Annotation::name))),
         }
     }
@@ -121,6 +141,8 @@ impl Key {
             Self::AgentLogLevel => "\"warn\"".to_owned(),
             Self::LogLevel => "\"info\"".to_owned(),
             Self::AllowedAnnotations => "[]".to_owned(),
+            Self::NetworkTransmit | Self::NetworkReceive => "0".to_owned(),
+            Self::NetworkAnySource => "false".to_owned(),
         }
     }
 
@@ -144,6 +166,11 @@ impl Key {
                 "how much the shim logs through containerd; the guest's console is logged at debug. containerd's own debug mode raises it to debug"
             }
             Self::AllowedAnnotations => "annotations that a pod's author may use",
+            Self::NetworkTransmit => "most that each interface of a pod sends, beside any limit of a CNI plugin",
+            Self::NetworkReceive => "most that each interface of a pod receives",
+            Self::NetworkAnySource => {
+                "let pods send frames from other hardware addresses than their interfaces' own, as for bridges and virtual routers in a pod; otherwise such frames are dropped and counted"
+            }
         }
     }
 
@@ -170,6 +197,12 @@ impl Key {
             Self::AgentLogLevel => c.agent_log_level = Setting::new(Some(self.log_level(value)?), source),
             Self::LogLevel => c.log_level = Setting::new(self.log_level(value)?, source),
             Self::AllowedAnnotations => c.allowed_annotations = Setting::new(self.annotations(value)?, source),
+            Self::NetworkTransmit => c.network_transmit_mbit = Setting::new(self.number(value, 0..=MBIT_MAX)?, source),
+            Self::NetworkReceive => c.network_receive_mbit = Setting::new(self.number(value, 0..=MBIT_MAX)?, source),
+            Self::NetworkAnySource => {
+                let said = value.as_bool().ok_or_else(|| self.wrong(value))?;
+                c.network_any_source = Setting::new(said, source);
+            }
         }
         Ok(())
     }

@@ -60,6 +60,7 @@ impl Scene {
             sysctls: Default::default(),
             resolv_conf: String::new(),
             network: PodNetwork::Namespace(network),
+            interface_rules: Default::default(),
             extra_cmdline: String::new(),
         }
     }

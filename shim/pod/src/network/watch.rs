@@ -19,17 +19,17 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
 };
-use vmm_control::InterfaceSpec;
 
 use super::{
     Device, join,
     namespace::Namespace,
     picture::Picture,
     plan::{self, Joint, told},
+    rules::interface,
     undo::{Joined, Late},
 };
 use crate::{
-    PodError,
+    InterfaceRules, PodError,
     agent::Agent,
     machine::Machine,
     record::{Entry, Record},
@@ -129,11 +129,11 @@ impl Watch {
     }
 
     /// Tells machine and agent of what changes from now on, and of what has changed since the namespace was read.
-    pub(crate) fn begin(self, machine: Machine, agent: Agent) -> Watching {
+    pub(crate) fn begin(self, machine: Machine, agent: Agent, rules: InterfaceRules) -> Watching {
         let Self { listener, look } = self;
         let (end, ended) = watch::channel(false);
         let (asks, asked) = mpsc::unbounded_channel();
-        let guest = Guest { machine, agent, ended };
+        let guest = Guest { machine, agent, rules, ended };
         let task = tokio::spawn(follow(listener, look, guest, asked));
         Watching { task: Some(task), end, waiting: Waiting(asks) }
     }
@@ -297,6 +297,7 @@ impl Look {
 struct Guest {
     machine: Machine,
     agent: Agent,
+    rules: InterfaceRules,
     ended: watch::Receiver<bool>,
 }
 
@@ -326,7 +327,7 @@ impl Guest {
 
     async fn attach(&self, place: usize, device: Device) -> Result<(), PodError> {
         let Device { mac, mtu, taps } = device;
-        self.machine.attach_network(place, interface(mac, mtu), taps).await
+        self.machine.attach_network(place, interface(mac, mtu, self.rules), taps).await
     }
 
     async fn detach(&self, place: usize) {
@@ -342,9 +343,4 @@ impl Guest {
             _ = self.ended.wait_for(|ended| *ended) => {}
         }
     }
-}
-
-/// How the machine sees an interface.
-pub(crate) fn interface(mac: [u8; 6], mtu: u16) -> InterfaceSpec {
-    InterfaceSpec { mac, mtu, any_source_mac: false, rate: None }
 }

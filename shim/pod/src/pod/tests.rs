@@ -40,6 +40,7 @@ impl Stage {
             sysctls: Default::default(),
             resolv_conf: String::new(),
             network: PodNetwork::None,
+            interface_rules: Default::default(),
             extra_cmdline: String::new(),
         }
     }

@@ -59,6 +59,7 @@ async fn boot(n: usize) -> anyhow::Result<Boot> {
         sysctls: Default::default(),
         resolv_conf: String::new(),
         network: pod::PodNetwork::None,
+        interface_rules: Default::default(),
         extra_cmdline: String::new(),
     };
     let pod = Pod::launch(&Installation::find()?, spec).await?;

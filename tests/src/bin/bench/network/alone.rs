@@ -46,6 +46,7 @@ pub async fn launch(id: String, network: Option<PathBuf>) -> anyhow::Result<(Pod
         sysctls: Default::default(),
         resolv_conf: String::new(),
         network: network.map_or(PodNetwork::None, PodNetwork::Namespace),
+        interface_rules: Default::default(),
         extra_cmdline: String::new(),
     };
     Ok((Pod::launch(&Installation::find()?, spec).await?, scratch))
