@@ -7,10 +7,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio as Pipe},
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -51,8 +48,6 @@ pub struct Shim {
     pub events: EventLog,
     client: Client,
     bundles: Mutex<Vec<Bundle>>,
-    /// Was the daemon killed? Then nobody but `delete` takes back what it held.
-    murdered: AtomicBool,
 }
 
 impl Shim {
@@ -66,7 +61,7 @@ impl Shim {
         let address = start(&program, &namespace, bundle, events.path())?;
         let client = Client::connect(&address).with_context(|| format!("nobody serves at {address}"))?;
         let bundles = Mutex::new(vec![bundle.clone()]);
-        Ok(Self { program, namespace, address, events, client, bundles, murdered: AtomicBool::new(false) })
+        Ok(Self { program, namespace, address, events, client, bundles })
     }
 
     /// `start` for another bundle, which may belong into the same pod; returns the address.
@@ -169,7 +164,6 @@ impl Shim {
 
     /// Kills the daemon without warning, and sees it gone.
     pub fn murder(&self) {
-        self.murdered.store(true, Ordering::Relaxed);
         self.pids().into_iter().for_each(|pid| command::signal(pid, Signal::KILL));
         let end = Instant::now() + END_DEADLINE;
         while !self.pids().is_empty() && Instant::now() < end {
@@ -186,13 +180,11 @@ pub struct Deleted {
 }
 
 impl Drop for Shim {
-    // After a case that failed half way, and of a shim that leaves its socket.
+    // containerd calls `delete` for every container in the end, however its shim ended. After a case that failed half way there is more to do.
     fn drop(&mut self) {
-        if self.pids().is_empty() && !self.murdered.load(Ordering::Relaxed) {
-            let _ = std::fs::remove_file(self.socket());
-            return;
+        if !self.pids().is_empty() {
+            self.murder();
         }
-        self.murder();
         let bundles = self.bundles.lock().map(|bundles| bundles.clone()).unwrap_or_default();
         for bundle in bundles {
             drop(self.delete(&bundle));
