@@ -47,7 +47,10 @@ impl Machine {
         for folder in ["bin", "proc", "dev", "sys", "tmp"] {
             fs::create_dir(rootfs.path().join(folder)).unwrap();
         }
-        fs::copy(busybox, rootfs.path().join("bin/busybox")).unwrap();
+        // By another process: a test beside this one may fork while the file is open for writing here, and its child would keep it busy (ETXTBSY).
+        let copied =
+            std::process::Command::new("cp").arg(busybox).arg(rootfs.path().join("bin/busybox")).status().unwrap();
+        assert!(copied.success());
         for applet in ["sh", "cat", "sleep", "echo", "ps", "tty", "stty", "head"] {
             symlink("busybox", rootfs.path().join("bin").join(applet)).unwrap();
         }

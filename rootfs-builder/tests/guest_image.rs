@@ -43,9 +43,10 @@ fn any_folder_user_time_zone_and_umask_give_the_same_image() {
     let (there, _) = folder_with_agent();
     let first = built(builder(), here.path());
 
-    // A copy that another user may run, wherever the build folder is.
+    // A copy that another user may run, wherever the build folder is. By another process: a test beside this one may fork while the file is open for writing here, and its child would keep it busy (ETXTBSY).
     let program = there.path().join("rootfs-builder");
-    std::fs::copy(env!("CARGO_BIN_EXE_rootfs-builder"), &program).unwrap();
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_rootfs-builder")).arg(&program).status().unwrap();
+    assert!(copied.success());
     let mut other = Command::new("sh");
     other
         .args(["-c", "umask 077; exec ./rootfs-builder \"$@\"", "sh"])

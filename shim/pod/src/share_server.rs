@@ -102,8 +102,9 @@ mod tests {
         fcntl_setfd(&stray, FdFlags::empty()).expect("a descriptor");
         let listener = UnixListener::bind(folder.path().join("socket")).expect("bound");
         let program = folder.path().join("server");
-        std::fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").expect("written");
-        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+        // By another process: a test beside this one may fork while the file is open for writing here, and its child would keep it busy (ETXTBSY).
+        let write = "printf '#!/bin/sh\\nexec sleep 1000\\n' > \"$0\" && chmod 755 \"$0\"";
+        assert!(Command::new("sh").args(["-c", write]).arg(&program).status().expect("sh runs").success());
         let carried = Carried { record: Record::create(folder.path()).expect("begun"), token: "a token".to_owned() };
         let errors = File::create(folder.path().join("errors")).expect("made");
         let server = spawn(&program, folder.path(), listener.into(), errors.into(), &carried).expect("spawned");

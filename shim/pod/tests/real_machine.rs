@@ -128,7 +128,9 @@ fn make_rootfs(rootfs: &Path) {
     let bin = rootfs.join("bin");
     std::fs::create_dir_all(&bin).expect("made");
     ["proc", "dev", "tmp", "data"].iter().for_each(|name| std::fs::create_dir(rootfs.join(name)).expect("made"));
-    std::fs::copy("/bin/busybox", bin.join("busybox")).expect("copied");
+    // By another process: a test beside this one may fork while the file is open for writing here, and its child would keep it busy (ETXTBSY).
+    let copied = Command::new("cp").arg("/bin/busybox").arg(bin.join("busybox")).status().expect("cp runs");
+    assert!(copied.success());
     for applet in
         ["sh", "echo", "cat", "sleep", "hostname", "uname", "wc", "chown", "stat", "touch", "mkdir", "ls", "head"]
     {

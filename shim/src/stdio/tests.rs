@@ -287,13 +287,18 @@ async fn a_fifo_named_as_a_file_waits_for_nobody() {
     assert_eq!(in_thread(move || std::io::read_to_string(file)).await.expect("read"), "into a fifo");
 }
 
+/// By another process: a test beside this one may fork while the file is open for writing here, and its child would keep it busy (ETXTBSY).
+pub(super) fn write_program(path: &std::path::Path, text: &str) {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\""]).arg(path).arg(text);
+    assert!(shell.status().expect("sh runs").success());
+}
+
 /// A process whose output goes to a shell script, which is ready at once.
 async fn stdout_to_script(lines: &str) -> (Stdio, UnixStream, tempfile::TempDir) {
-    use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().expect("folder");
     let script = dir.path().join("logger");
-    std::fs::write(&script, format!("#!/bin/sh\nexec 5>&-\n{lines}\n")).expect("written");
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("set");
+    write_program(&script, &format!("#!/bin/sh\nexec 5>&-\n{lines}\n"));
     let paths = Paths { stdout: format!("binary://{}", script.display()), ..Paths::default() };
     let (ours, process) = UnixStream::pair().expect("pair");
     let streams = ProcessStreams { stdout: Some(ours), ..ProcessStreams::default() };

@@ -1,7 +1,7 @@
-use std::{fs, io::Write, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{fs, io::Write, path::PathBuf};
 
 use super::*;
-use crate::stdio::target::Target;
+use crate::stdio::{target::Target, tests::write_program};
 
 /// A folder with a logger in it, which gets the folder as its second word.
 struct Script(tempfile::TempDir);
@@ -10,8 +10,7 @@ impl Script {
     fn new(lines: &str) -> Self {
         let dir = tempfile::tempdir().expect("folder");
         let path = dir.path().join("logger");
-        fs::write(&path, format!("#!/bin/sh\ndir=$2\n{lines}\n")).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
+        write_program(&path, &format!("#!/bin/sh\ndir=$2\n{lines}\n"));
         Self(dir)
     }
 
