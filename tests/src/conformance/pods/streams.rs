@@ -50,7 +50,8 @@ fn exec_terminal(subject: &Subject) -> anyhow::Result<()> {
     stream.expect("31 97")?;
     stream.expect("/dev/pts/")?;
     stream.expect("err\r\n")?;
-    stream.send("echo before; sleep 1000; echo $((100 + 30))\r")?;
+    // Said by the job itself: a Ctrl-C between two commands of the shell may meet neither.
+    stream.send("sh -c 'echo before; exec sleep 1000'; echo $((100 + 30))\r")?;
     stream.expect("before\r\n")?;
     stream.send("\u{3}")?;
     stream.send("exit 9\r")?;
