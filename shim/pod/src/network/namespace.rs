@@ -78,7 +78,8 @@ impl Namespace {
         Ok(Self { file, path: path.to_owned(), identity })
     }
 
-    /// Makes one that nobody else knows, with nothing in it. It has a path as soon as its VMM is there (`/proc/<pid>/ns/net`), and this while.
+    /// Makes one with nothing in it. Its path is that of our descriptor, and gone with this process; whoever else looks for it finds it at its VMM
+    /// (`/proc/<pid>/ns/net`). So a clean-up after a crash finds nothing to undo: the namespace has gone with the VMM, unless somebody else holds it.
     ///
     /// # Errors
     /// There are no more, or making one is not allowed.
