@@ -34,8 +34,12 @@ pub fn connect(
     let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     vm.connect_interrupt(&interrupt, slot.line)?;
     let mut transport = MmioTransport::new(device, memory.mapped().clone(), interrupt)?;
-    for (queue, event) in (0u32..).zip(transport.notify_eventfds()) {
-        vm.connect_notification(event, slot.address + QUEUE_NOTIFY_OFFSET, queue)?;
+    let mut queues = (0u32..).zip(transport.notify_eventfds());
+    let notify = slot.address + QUEUE_NOTIFY_OFFSET;
+    if let Err(error) = queues.try_for_each(|(queue, event)| vm.connect_notification(event, notify, queue)) {
+        // The slot is to be good for another try; what was not made cannot be taken back, which is no further error.
+        let _ = disconnect(vm, &transport, slot);
+        return Err(error.into());
     }
     report_loss(&mut transport, events.clone());
     Ok(transport)
@@ -43,10 +47,12 @@ pub fn connect(
 
 /// Disconnects it, so that the slot is as if it had never been there.
 pub fn disconnect(vm: &Vm, transport: &MmioTransport, slot: DeviceSlot) -> Result<(), WiringError> {
-    for (queue, event) in (0u32..).zip(transport.notify_eventfds()) {
-        vm.disconnect_notification(event, slot.address + QUEUE_NOTIFY_OFFSET, queue)?;
-    }
-    Ok(vm.disconnect_interrupt(transport.irq(), slot.line)?)
+    let queues = (0u32..).zip(transport.notify_eventfds());
+    let notify = slot.address + QUEUE_NOTIFY_OFFSET;
+    // Each by itself: one that fails keeps no other.
+    let ends: Vec<_> = queues.map(|(queue, event)| vm.disconnect_notification(event, notify, queue)).collect();
+    let line = vm.disconnect_interrupt(transport.irq(), slot.line);
+    Ok(ends.into_iter().chain([line]).collect::<Result<(), _>>()?)
 }
 
 /// Ends the machine, with the device's name and the cause, when the host's part of this device is lost: the guest cannot get it back.
