@@ -88,8 +88,11 @@ pub enum EmulatedError {
     #[error("cannot pack the command")]
     Spec(#[source] TreeError),
     /// Ctrl-C, or another wish to stop.
-    #[error("stopped before the command ended")]
-    Interrupted,
+    #[error("stopped before the command ended; the end of its console:\n{console}")]
+    Interrupted {
+        /// Kernel messages.
+        console: String,
+    },
     /// The command took too long.
     #[error(
         "the command did not end within {seconds} s and the machine was stopped; the end of its console:\n{console}"
@@ -127,7 +130,7 @@ impl Run {
             |name| String::from_utf8_lossy(&std::fs::read(folder.path().join(name)).unwrap_or_default()).into_owned();
         let console = || tail(&text("console"));
         match ending {
-            Ending::Interrupt => Err(EmulatedError::Interrupted),
+            Ending::Interrupt => Err(EmulatedError::Interrupted { console: console() }),
             Ending::Deadline => Err(EmulatedError::Timeout { seconds: self.timeout.as_secs(), console: console() }),
             Ending::Exit(status) => reported(&text("status")).ok_or_else(|| EmulatedError::Ended {
                 status,

@@ -8,10 +8,13 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
+use rustix::process::Signal;
 use tests::{command, needs, prefix};
 
 /// Test programs that go into the machine, and which of their tests; none named is all. The command is a front of the same library as the
@@ -35,6 +38,9 @@ const PROGRAMS: [(&str, &[&str]); 3] = [
 ];
 /// Longest that one machine may live.
 const DEADLINE: Duration = Duration::from_secs(900);
+/// Longest that a machine may say nothing. Every command of a test in it has [`command::DEADLINE`], so one that is silent for twice as
+/// long has an emulated host that stands still, and what it runs no longer counts.
+const SILENCE: Duration = Duration::from_secs(2 * command::DEADLINE.as_secs());
 /// Machines for one program. The emulation of SVM in QEMU 7.2 is not perfect: now and then the emulated host's own kernel panics inside
 /// VMRUN, or a guest in it dies. A test that has not passed gets a fresh machine; one that passes in none of them has failed.
 const MACHINES_MAX: usize = 3;
@@ -93,16 +99,42 @@ fn run_in_machine(share: &Path, program: &str, tests: &BTreeSet<String>) -> BTre
         .stdout(Stdio::piped())
         .spawn()
         .expect("`make machine` has built it");
-    let mut passed = BTreeSet::new();
-    for line in BufReader::new(child.stdout.take().expect("asked for")).lines().map_while(Result::ok) {
-        println!("{line}");
-        if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok")) {
-            passed.insert(name.to_owned());
-        }
-    }
+    let passed = watched(&mut child);
     // A machine that broke says so itself; what counts is which tests passed.
     command::wait_for(&mut child, DEADLINE).expect("the machine ends with its output");
     passed
+}
+
+/// Shows what the machine prints, and stops it when that is nothing for too long. Returns the tests that passed.
+fn watched(child: &mut Child) -> BTreeSet<String> {
+    let lines = lines_of(child.stdout.take().expect("asked for"));
+    let mut passed = BTreeSet::new();
+    loop {
+        match lines.recv_timeout(SILENCE) {
+            Ok(line) => {
+                println!("{line}");
+                passed.extend(
+                    line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... ok")).map(str::to_owned),
+                );
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return passed,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                println!("the machine has said nothing for {SILENCE:?}, and is stopped");
+                // It then shows the end of its console, and ends its output.
+                command::signal(child.id(), Signal::TERM);
+            }
+        }
+    }
+}
+
+fn lines_of(output: ChildStdout) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    lines
 }
 
 /// The newest build of a test program of this package: cargo puts it beside this one.
