@@ -7,11 +7,11 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
-use vmm_control::{DiskSpec, MachineSpec, ShareSpec};
+use vmm_control::{DiskSpec, FdNumber, MachineSpec, ShareSpec};
 use vmm_virtio::{Block, Console, ConsoleTail, FileBackend, OnGuestCall, Rng, VhostUserFs, VirtioDevice, Vsock};
 
 use crate::{
-    network::{self, Counters},
+    network::{self, Counters, HostEnds},
     sys::{ClaimError, Inherited},
 };
 
@@ -30,7 +30,7 @@ pub struct DeviceFiles {
     hybrid: OwnedFd,
     calls: Vec<(u32, OwnedFd)>,
     shares: Vec<OwnedFd>,
-    networks: Vec<Vec<OwnedFd>>,
+    networks: Vec<HostEnds>,
     console: OwnedFd,
 }
 
@@ -62,8 +62,12 @@ impl DeviceFiles {
         }
         let mut networks = Vec::new();
         for (index, network) in spec.networks.iter().enumerate() {
-            let taps = network.taps.iter().map(|tap| inherited.claim(*tap, &format!("tap of network device {index}")));
-            networks.push(taps.collect::<Result<_, _>>()?);
+            let mut claim = |fds: &[FdNumber], what: &str| {
+                let claimed = fds.iter().map(|fd| inherited.claim(*fd, &format!("{what} of network device {index}")));
+                claimed.collect::<Result<Vec<_>, _>>()
+            };
+            let (taps, vhosts) = (claim(&network.taps, "tap")?, claim(&network.vhosts, "vhost-net")?);
+            networks.push(HostEnds { taps, vhosts });
         }
         let console = inherited.claim(spec.console.output, "console output")?;
         Ok(Self { disks, hybrid, calls, shares, networks, console })
@@ -106,9 +110,9 @@ impl DeviceFiles {
             list.push(Box::new(file_share(index, share, socket.into())?));
         }
         let mut networks = Vec::new();
-        for ((index, network), taps) in spec.networks.iter().enumerate().zip(self.networks) {
+        for ((index, network), ends) in spec.networks.iter().enumerate().zip(self.networks) {
             let name = format!("net{index}");
-            let device = network::device(&name, &network.interface, taps).map_err(|source| failed(&name, source))?;
+            let device = network::device(&name, &network.interface, ends).map_err(|source| failed(&name, source))?;
             networks.push(Counters::of(&device));
             list.push(Box::new(device));
         }

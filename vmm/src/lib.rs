@@ -30,7 +30,7 @@
 //! - A machine never outlives its launcher: the control socket's end is an event, and the kernel kills us when the parent is gone.
 //! - Nothing the guest does panics: guest-chosen addresses, sizes and orders meet a table or a checked range.
 //! - Guest memory is one sealed memfd, shared and never copied; it is never borrowed as a Rust reference.
-//! - `unsafe` is in [`sys`] and in [`tap`]'s own `sys` alone.
+//! - `unsafe` is in [`sys`] and in the `sys` modules of [`tap`] and [`vhost`] alone.
 //! - No tokio, no allocation of the guest's choosing, and nothing on the start path that touches memory the guest does not need.
 //!
 //! # Not here
@@ -57,6 +57,7 @@ mod probe;
 mod sys;
 mod tap;
 mod vcpu;
+mod vhost;
 mod wiring;
 
 pub mod process;

@@ -19,6 +19,7 @@ use crate::{
     kvm::Vm,
     marks::Marks,
     memory::Memory,
+    network::HostEnds,
     places::{PlaceError, Places, Wires},
     process::chain,
     vcpu::{VcpuEnd, VcpuThread},
@@ -71,11 +72,14 @@ impl Machine {
             if self.launcher_calls(control) {
                 match control.receive()? {
                     ToMachine::Report => control.send(&FromMachine::Report(self.report()))?,
-                    ToMachine::AttachNetwork { place, taps, interface } => {
+                    ToMachine::AttachNetwork { place, taps, vhosts, interface } => {
                         // They are behind the message whether we want them or not.
-                        let taps = control.receive_descriptors(taps);
+                        let ends = control.receive_descriptors(taps.saturating_add(vhosts)).map(|mut taps| {
+                            let vhosts = taps.split_off(taps.len().saturating_sub(vhosts));
+                            HostEnds { taps, vhosts }
+                        });
                         let attach =
-                            |places: &mut Places, wires: &Wires<'_>| places.attach(place, &interface, taps?, wires);
+                            |places: &mut Places, wires: &Wires<'_>| places.attach(place, &interface, ends?, wires);
                         control.send(&self.change_network(place, attach))?;
                     }
                     ToMachine::DetachNetwork { place } => {

@@ -3,13 +3,22 @@
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
 use vmm_control::{Bucket, InterfaceSpec, NetLimit, NetReport};
-use vmm_virtio::{Net, NetBackend, NetConfig, NetCounters, RateLimit};
+use vmm_virtio::{Net, NetBackend, NetConfig, NetCounters, RateLimit, VhostPair};
 
-use crate::tap::Tap;
+use crate::{tap::Tap, vhost::Vhost};
 
-/// The device of an interface over its taps.
-pub fn device(name: &str, interface: &InterfaceSpec, taps: Vec<OwnedFd>) -> io::Result<Net> {
-    let taps = taps.into_iter().map(Tap::new).collect::<io::Result<Vec<_>>>()?;
+/// The host's ends of a device.
+#[derive(Debug)]
+pub struct HostEnds {
+    /// One tap a queue pair.
+    pub taps: Vec<OwnedFd>,
+    /// One vhost-net a tap, or none.
+    pub vhosts: Vec<OwnedFd>,
+}
+
+/// The device of an interface.
+pub fn device(name: &str, interface: &InterfaceSpec, ends: HostEnds) -> io::Result<Net> {
+    let taps = ends.taps.into_iter().map(Tap::new).collect::<io::Result<Vec<_>>>()?;
     let limits = interface.rate.unwrap_or_default();
     let config = NetConfig {
         name: name.to_owned(),
@@ -21,7 +30,11 @@ pub fn device(name: &str, interface: &InterfaceSpec, taps: Vec<OwnedFd>) -> io::
         transmit_limit: limit(&limits.transmit),
         receive_limit: limit(&limits.receive),
     };
-    Net::new(config, backends(taps))
+    if ends.vhosts.is_empty() {
+        return Net::new(config, backends(taps));
+    }
+    let vhosts = ends.vhosts.into_iter().map(|fd| Ok(Box::new(Vhost::new(fd)?) as Box<dyn VhostPair>));
+    Net::over_vhost(config, backends(taps), vhosts.collect::<io::Result<_>>()?)
 }
 
 fn backends(taps: Vec<Tap>) -> Vec<Box<dyn NetBackend>> {

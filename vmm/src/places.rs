@@ -6,8 +6,6 @@
 //! A guest that does neither harms itself alone: a device that it does not look for carries nothing, and one that was taken from under its driver is a
 //! placeholder from then on.
 
-use std::os::fd::OwnedFd;
-
 use vmm_boot::DeviceSlot;
 use vmm_control::{InterfaceSpec, NetReport, NetworkError};
 
@@ -16,7 +14,7 @@ use crate::{
     event::EventSender,
     kvm::Vm,
     memory::Memory,
-    network::{self, Counters},
+    network::{self, Counters, HostEnds},
     wiring::{self, WiringError},
 };
 
@@ -80,15 +78,15 @@ impl Places {
         &mut self,
         place: usize,
         interface: &InterfaceSpec,
-        taps: Vec<OwnedFd>,
+        ends: HostEnds,
         wires: &Wires<'_>,
     ) -> Result<(), PlaceError> {
-        interface.check(taps.len())?;
+        interface.check(ends.taps.len(), ends.vhosts.len())?;
         let found = self.find(place)?;
         if found.counters.is_some() {
             return Err(PlaceError::Taken(place));
         }
-        let device = network::device(&format!("net{place}"), interface, taps)?;
+        let device = network::device(&format!("net{place}"), interface, ends)?;
         let counters = Counters::of(&device);
         let transport = wiring::connect(wires.vm, wires.memory, wires.events, Box::new(device), found.slot)?;
         wires.bus.replace(found.number, Some(transport));

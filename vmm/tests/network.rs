@@ -193,7 +193,7 @@ fn a_device_that_is_taken_from_under_its_driver_hurts_nobody() {
 }
 
 fn attach(machine: &mut Machine, mac: [u8; 6], taps: &[OwnedFd]) -> Option<String> {
-    machine.send(&ToMachine::AttachNetwork { place: 0, taps: taps.len(), interface: interface(mac) });
+    machine.send(&ToMachine::AttachNetwork { place: 0, taps: taps.len(), vhosts: 0, interface: interface(mac) });
     let taps: Vec<_> = taps.iter().map(AsFd::as_fd).collect();
     descriptors::send(&machine.control, &taps).expect("the VMM reads");
     changed(machine, 0)

@@ -65,6 +65,8 @@ pub struct Configuration {
     pub network_receive_mbit: Setting<u32>,
     /// Do pods send from any hardware address?
     pub network_any_source: Setting<bool>,
+    /// Does the host's kernel move the frames of pods, where it can?
+    pub network_vhost: Setting<bool>,
     /// The files that were read, in their order.
     pub files: Vec<PathBuf>,
 }
@@ -127,6 +129,7 @@ impl Configuration {
             network_transmit_mbit: Setting::default(0),
             network_receive_mbit: Setting::default(0),
             network_any_source: Setting::default(false),
+            network_vhost: Setting::default(false),
             files: Vec::new(),
         }
     }
@@ -159,36 +162,27 @@ impl Configuration {
         Ok(())
     }
 
-    // Of two values that contradict each other, neither is likelier to be the mistake: both are named.
     fn check(&self) -> Result<(), ConfigurationError> {
-        let sizes = [
-            (
-                Key::DefaultVcpus,
-                self.default_vcpus.clone().map(u32::from),
-                Key::MaxVcpus,
-                self.max_vcpus.clone().map(u32::from),
-            ),
-            (Key::DefaultMemory, self.default_memory_mib.clone(), Key::MaxMemory, self.max_memory_mib.clone()),
-        ];
-        for (key, default, most_key, most) in sizes {
-            if let (Source::File { path, line }, Source::File { .. }) = (&default.source, &most.source)
-                && default.value > most.value
-            {
-                return Err(ConfigurationError {
-                    path: path.display().to_string(),
-                    line: Some(*line),
-                    cause: format!(
-                        "{} = {} is more than {} = {} ({})",
-                        key.name(),
-                        default.value,
-                        most_key.name(),
-                        most.value,
-                        most.source
-                    ),
-                });
-            }
-        }
-        Ok(())
+        let number = |setting: &Setting<u8>| setting.clone().map(u32::from);
+        contradiction(
+            (Key::DefaultVcpus, &number(&self.default_vcpus)),
+            (Key::MaxVcpus, &number(&self.max_vcpus)),
+            "is more than",
+            |default, most| default > most,
+        )?;
+        contradiction(
+            (Key::DefaultMemory, &self.default_memory_mib),
+            (Key::MaxMemory, &self.max_memory_mib),
+            "is more than",
+            |default, most| default > most,
+        )?;
+        let limits =
+            [(Key::NetworkTransmit, &self.network_transmit_mbit), (Key::NetworkReceive, &self.network_receive_mbit)];
+        let vhost = (Key::NetworkVhost, &self.network_vhost);
+        let without = "has no limits, which hold in our own device alone, beside";
+        limits
+            .into_iter()
+            .try_for_each(|limit| contradiction(vhost, limit, without, |vhost, limit| *vhost && *limit > 0))
     }
 
     /// What holds for the interfaces of every pod.
@@ -197,6 +191,7 @@ impl Configuration {
             transmit_mbit: self.network_transmit_mbit.value,
             receive_mbit: self.network_receive_mbit.value,
             any_source: self.network_any_source.value,
+            vhost: self.network_vhost.value,
         }
     }
 
@@ -219,6 +214,7 @@ impl Configuration {
             Key::NetworkTransmit => number(&self.network_transmit_mbit),
             Key::NetworkReceive => number(&self.network_receive_mbit),
             Key::NetworkAnySource => self.network_any_source.clone().map(|value| value.to_string()),
+            Key::NetworkVhost => self.network_vhost.clone().map(|value| value.to_string()),
             Key::AllowedAnnotations => self
                 .allowed_annotations
                 .clone()
@@ -229,6 +225,22 @@ impl Configuration {
 
 /// What `quiet`, which every machine is booted with, means (Linux CONFIG_CONSOLE_LOGLEVEL_QUIET).
 const CONSOLE_LEVEL_QUIET: u8 = 4;
+
+/// Of two values of files that contradict each other, neither is likelier to be the mistake: both are named.
+fn contradiction<A: fmt::Display, B: fmt::Display>(
+    (key, setting): (Key, &Setting<A>),
+    (other_key, other): (Key, &Setting<B>),
+    words: &str,
+    contradict: impl FnOnce(&A, &B) -> bool,
+) -> Result<(), ConfigurationError> {
+    let (Source::File { path, line }, Source::File { .. }) = (&setting.source, &other.source) else { return Ok(()) };
+    if !contradict(&setting.value, &other.value) {
+        return Ok(());
+    }
+    let [name, other_name] = [key, other_key].map(Key::name);
+    let cause = format!("{name} = {} {words} {other_name} = {} ({})", setting.value, other.value, other.source);
+    Err(ConfigurationError { path: path.display().to_string(), line: Some(*line), cause })
+}
 
 fn unknown(name: &str) -> String {
     let shown: String = name.chars().take(64).collect();

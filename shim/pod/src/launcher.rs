@@ -183,8 +183,13 @@ fn lay_out(pod: &PodSpec, vcpus: u8, files: BootFiles, ends: MachineEnds) -> (Ma
 
 /// Queues that no vCPU will serve are closed: frames would wait in them for ever.
 fn network(device: Device, rules: InterfaceRules, vcpus: u8, number: &mut impl FnMut(OwnedFd) -> FdNumber) -> NetSpec {
-    let queues = device.taps.into_iter().take(usize::from(vcpus).max(1));
-    NetSpec { taps: queues.map(number).collect(), interface: interface(device.mac, device.mtu, rules) }
+    let queues = usize::from(vcpus).max(1);
+    let mut numbers = |ends: Vec<OwnedFd>| ends.into_iter().take(queues).map(&mut *number).collect();
+    NetSpec {
+        taps: numbers(device.taps),
+        vhosts: numbers(device.vhosts),
+        interface: interface(device.mac, device.mtu, rules),
+    }
 }
 
 #[cfg(test)]
@@ -199,7 +204,8 @@ mod tests {
     fn a_device_has_no_more_queues_than_the_machine_has_vcpus() {
         let open = || OwnedFd::from(std::fs::File::open("/dev/null").expect("there"));
         let of = |vcpus| {
-            let device = Device { mac: [2, 0, 0, 0, 0, 1], mtu: 1400, taps: vec![open(), open(), open()] };
+            let (taps, vhosts) = (vec![open(), open(), open()], vec![open(), open(), open()]);
+            let device = Device { mac: [2, 0, 0, 0, 0, 1], mtu: 1400, taps, vhosts };
             let mut next = CONTROL_FD;
             network(device, InterfaceRules::default(), vcpus, &mut |_| {
                 next += 1;
@@ -209,6 +215,7 @@ mod tests {
         let two = of(2);
         let taps = vec![CONTROL_FD + 1, CONTROL_FD + 2];
         assert_eq!((two.taps, two.interface.mtu, two.interface.mac[5]), (taps, 1400, 1));
+        assert_eq!(two.vhosts, [CONTROL_FD + 3, CONTROL_FD + 4]);
         assert_eq!(of(1).taps.len(), 1);
         assert_eq!(of(8).taps.len(), 3);
     }

@@ -98,9 +98,10 @@ impl Machine {
         place: usize,
         interface: InterfaceSpec,
         taps: Vec<OwnedFd>,
+        vhosts: Vec<OwnedFd>,
     ) -> Result<(), PodError> {
-        let message = ToMachine::AttachNetwork { place, taps: taps.len(), interface };
-        self.change_network(message, taps).await
+        let message = ToMachine::AttachNetwork { place, taps: taps.len(), vhosts: vhosts.len(), interface };
+        self.change_network(message, taps.into_iter().chain(vhosts).collect()).await
     }
 
     /// Takes a network device out of its place.
@@ -108,9 +109,9 @@ impl Machine {
         self.change_network(ToMachine::DetachNetwork { place }, Vec::new()).await
     }
 
-    async fn change_network(&self, message: ToMachine, taps: Vec<OwnedFd>) -> Result<(), PodError> {
+    async fn change_network(&self, message: ToMachine, descriptors: Vec<OwnedFd>) -> Result<(), PodError> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.wakes.send(Wake::Network(NetworkChange { message, taps, reply }));
+        let _ = self.wakes.send(Wake::Network(NetworkChange { message, descriptors, reply }));
         match self.answer(answer).await? {
             None => Ok(()),
             Some(failure) => Err(PodError::new(ErrorKind::Internal, failure)),

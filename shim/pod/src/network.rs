@@ -10,6 +10,7 @@
 //! The interface keeps its addresses, so that who looks there finds what it expects; nothing arrives at them any more.
 //!
 //! - [`namespace`] enters the namespace for a moment; [`picture`] reads all that it has; [`plan`] decides; [`tap`] and [`attach`] act.
+//! - [`vhost`] hands the frames to the host's kernel, where the operator wishes that.
 //! - [`wording`] says in the guest's words what the kernel says.
 //! - [`undo`] takes away what outlives the taps.
 //! - [`watch`] tells the guest of what changes later.
@@ -40,10 +41,11 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod undo;
+mod vhost;
 mod watch;
 mod wording;
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{os::fd::OwnedFd, path::Path, sync::Arc};
 
 use agent_protocol::messages as m;
 use netlink::{
@@ -67,7 +69,7 @@ use self::{
 use vmm_control::NETWORKS_MAX;
 
 use crate::{
-    ErrorKind, PodError, PodNetwork,
+    ErrorKind, InterfaceRules, PodError, PodNetwork,
     record::{Entry, Record},
 };
 
@@ -83,6 +85,30 @@ pub(crate) struct Device {
     pub mtu: u16,
     /// Its queues on the host.
     pub taps: Vec<OwnedFd>,
+    /// One vhost-net a queue, if the host's kernel is to move the frames.
+    pub vhosts: Vec<OwnedFd>,
+}
+
+/// What each device of a pod is made with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Making {
+    /// Queues of each device.
+    pub queues: usize,
+    /// Where vhost-net comes from, if it is wished for.
+    pub vhost_net: Option<&'static Path>,
+    /// Its frames may come from any hardware address.
+    pub any_source: bool,
+}
+
+impl Making {
+    /// By the operator's rules, for a machine of so many vCPUs.
+    pub(crate) fn of(rules: InterfaceRules, vcpus: u8) -> Self {
+        Self {
+            queues: usize::from(vcpus).clamp(1, QUEUES_MAX),
+            vhost_net: rules.vhost.then_some(Path::new(vhost::DEVICE)),
+            any_source: rules.any_source,
+        }
+    }
 }
 
 /// A network that is joined to a machine yet to come.
@@ -106,15 +132,21 @@ pub(crate) struct Attached {
 ///
 /// # Errors
 /// There is no such namespace, or an interface of it cannot be joined.
-pub(crate) fn attach(network: &PodNetwork, vcpus: u8, record: &Record) -> Result<Attached, PodError> {
+pub(crate) fn attach(
+    network: &PodNetwork,
+    vcpus: u8,
+    rules: InterfaceRules,
+    record: &Record,
+) -> Result<Attached, PodError> {
+    let making = Making::of(rules, vcpus);
     match network {
         PodNetwork::None => Ok(Attached::default()),
-        PodNetwork::Own => join_all(Namespace::make()?, vcpus, record),
-        PodNetwork::Namespace(path) => join_all(Namespace::open(path)?, vcpus, record),
+        PodNetwork::Own => join_all(Namespace::make()?, making, record),
+        PodNetwork::Namespace(path) => join_all(Namespace::open(path)?, making, record),
     }
 }
 
-fn join_all(namespace: Namespace, vcpus: u8, record: &Record) -> Result<Attached, PodError> {
+fn join_all(namespace: Namespace, making: Making, record: &Record) -> Result<Attached, PodError> {
     let namespace = Arc::new(namespace);
     namespace.within(|| {
         let listener = watch::listen().map_err(unread)?;
@@ -122,7 +154,7 @@ fn join_all(namespace: Namespace, vcpus: u8, record: &Record) -> Result<Attached
         let picture = Picture::read(&mut socket).map_err(unread)?;
         picture.unsaid.iter().for_each(|what| log::warn!("left out of the pod's network: {what}"));
         let Plan { joints, network } = Plan::of(picture)?;
-        let (joined, devices) = join_planned(&mut socket, &namespace, &joints, (vcpus, record))?;
+        let (joined, devices) = join_planned(&mut socket, &namespace, &joints, (making, record))?;
         let places = PLACES_SPARE.min(NETWORKS_MAX - joints.len());
         let in_places = joints.into_iter().map(Some).chain(std::iter::repeat_n(None, places)).collect();
         let watch = Watch::new((listener, socket), Arc::clone(&namespace), record.clone(), in_places, network.clone());
@@ -141,14 +173,14 @@ fn join_planned(
     socket: &mut Socket,
     namespace: &Namespace,
     joints: &[Joint],
-    (vcpus, record): (u8, &Record),
+    (making, record): (Making, &Record),
 ) -> Result<(Option<Joined>, Vec<Device>), PodError> {
     if joints.is_empty() {
         return Ok((None, Vec::new()));
     }
     let joined = Joined::of(namespace, joints.iter().map(|joint| joint.trace.clone()).collect());
     record.write(&Entry::Network(joined.clone())).map_err(|e| PodError::host("cannot record the pod's network", e))?;
-    let made: Result<Vec<Device>, PodError> = joints.iter().map(|joint| join(socket, joint, queues(vcpus))).collect();
+    let made: Result<Vec<Device>, PodError> = joints.iter().map(|joint| join(socket, joint, making)).collect();
     match made {
         Ok(devices) => Ok((Some(joined), devices)),
         Err(error) => {
@@ -158,27 +190,29 @@ fn join_planned(
     }
 }
 
-/// How many queues a device of a machine with so many vCPUs has.
-fn queues(vcpus: u8) -> usize {
-    usize::from(vcpus).clamp(1, QUEUES_MAX)
-}
-
 /// Makes a tap for an interface and sends the frames of each to the other. The tap first: nothing is taken from the interface before it can go somewhere.
-fn join(socket: &mut Socket, joint: &Joint, queues: usize) -> Result<Device, PodError> {
-    let tap = Tap::make(socket, queues, joint.mtu.into())?;
-    connect(socket, joint, tap.index).map_err(|error| unjoined(&joint.trace.name, &error))?;
-    Ok(Device { mac: joint.mac, mtu: joint.mtu, taps: tap.queues })
+fn join(socket: &mut Socket, joint: &Joint, making: Making) -> Result<Device, PodError> {
+    let tap = Tap::make(socket, making.queues, joint.mtu.into())?;
+    let vhosts = making.vhost_net.map_or(Ok(Vec::new()), |device| vhost::open(device, making.queues))?;
+    // The VMM checks the source of what passes through it, and nothing of it passes through there with vhost-net.
+    let source = (!vhosts.is_empty() && !making.any_source).then_some(joint.mac);
+    connect(socket, joint, tap.index, source).map_err(|error| unjoined(&joint.trace.name, &error))?;
+    Ok(Device { mac: joint.mac, mtu: joint.mtu, taps: tap.queues, vhosts })
 }
 
-fn connect(socket: &mut Socket, joint: &Joint, tap: u32) -> netlink::Result<()> {
+fn connect(socket: &mut Socket, joint: &Joint, tap: u32, source: Option<[u8; 6]>) -> netlink::Result<()> {
     let interface = joint.trace.index;
     let make = NLM_F_CREATE | NLM_F_EXCL;
     socket.change(RouteNetlinkMessage::NewQueueDiscipline(redirect::ingress(tap)), make)?;
     if joint.trace.own_ingress {
         socket.change(RouteNetlinkMessage::NewQueueDiscipline(redirect::ingress(interface)), make)?;
     }
-    socket.change(RouteNetlinkMessage::NewTrafficFilter(redirect::redirect(tap, interface)), make)?;
-    socket.change(RouteNetlinkMessage::NewTrafficFilter(redirect::redirect(interface, tap)), make)
+    let out = match source {
+        Some(mac) => redirect::redirect_from(tap, interface, mac).to_vec(),
+        None => vec![redirect::redirect(tap, interface)],
+    };
+    let filters = out.into_iter().chain([redirect::redirect(interface, tap)]);
+    filters.map(RouteNetlinkMessage::NewTrafficFilter).try_for_each(|filter| socket.change(filter, make))
 }
 
 fn unread(error: NetlinkError) -> PodError {
@@ -187,7 +221,7 @@ fn unread(error: NetlinkError) -> PodError {
 
 fn unjoined(name: &str, error: &NetlinkError) -> PodError {
     let sentence = format!(
-        "cannot join the interface {name} to the machine: {error}; the host's kernel needs sch_ingress, cls_u32 and act_mirred, and we CAP_NET_ADMIN"
+        "cannot join the interface {name} to the machine: {error}; the host's kernel needs sch_ingress, cls_u32, act_mirred and act_gact, and we CAP_NET_ADMIN"
     );
     PodError::new(ErrorKind::Internal, sentence)
 }

@@ -49,6 +49,8 @@ pub struct InterfaceRules {
     pub receive_mbit: u32,
     /// It may send from any hardware address.
     pub any_source: bool,
+    /// The host's kernel moves its frames, where the host has vhost-net. Not with a limit.
+    pub vhost: bool,
 }
 
 /// A mount as containerd or a user names it (type, source, options), applied on the host by us.

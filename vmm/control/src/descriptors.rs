@@ -14,8 +14,8 @@ use rustix::net::{
     recvmsg, sendmsg,
 };
 
-/// Most descriptors with one message: the queues of one tap.
-pub const DESCRIPTORS_MAX: usize = crate::TAPS_MAX;
+/// Most descriptors with one message: the queues of one tap, with vhost-net.
+pub const DESCRIPTORS_MAX: usize = 2 * crate::TAPS_MAX;
 /// Room for their control message.
 const SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX));
 

@@ -47,13 +47,15 @@ pub enum ToMachine {
     Boot(Box<MachineSpec>),
     /// Answer with [`FromMachine::Report`].
     Report,
-    /// Put a network device into an empty place. The taps come behind this message, see [`descriptors`]; the answer is
+    /// Put a network device into an empty place. Its descriptors come behind this message, see [`descriptors`]; the answer is
     /// [`FromMachine::NetworkChanged`]. The guest finds the device when it looks there again, and not before.
     AttachNetwork {
         /// The place: those of the spec's devices first, then the empty ones.
         place: usize,
         /// Number of taps that come, one a queue pair.
         taps: usize,
+        /// Number of instances of vhost-net that come behind them: as many, or none.
+        vhosts: usize,
         /// The interface behind them.
         interface: InterfaceSpec,
     },

@@ -23,6 +23,8 @@ pub const RATE_MAX: u64 = 1 << 40;
 pub struct NetSpec {
     /// One tap descriptor a queue pair, opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR (and IFF_MULTI_QUEUE for several).
     pub taps: Vec<FdNumber>,
+    /// One /dev/vhost-net a tap, with which the host's kernel moves the frames; none, and the VMM does.
+    pub vhosts: Vec<FdNumber>,
     /// The interface behind them.
     pub interface: InterfaceSpec,
 }
@@ -35,9 +37,9 @@ pub struct InterfaceSpec {
     pub mac: [u8; 6],
     /// Largest packet in bytes, Ethernet header not counted.
     pub mtu: u16,
-    /// Let the guest send from other addresses than `mac`.
+    /// Let the guest send from other addresses than `mac`. With vhost-net that is for the tap's own filter to say.
     pub any_source_mac: bool,
-    /// Limits on what passes; `None` for none.
+    /// Limits on what passes; `None` for none. There are none with vhost-net.
     pub rate: Option<NetRate>,
 }
 
@@ -86,6 +88,14 @@ pub enum NetworkError {
     /// Packet size out of range.
     #[error("its MTU is {0}, an interface has {MTU_MIN} to {max}", max = u16::MAX)]
     Mtu(u16),
+    /// Some queue pairs with vhost-net and some without.
+    #[error("it has {0} vhost-net descriptors and {1} taps: open one for each tap, or none")]
+    Vhosts(usize, usize),
+    /// What vhost-net cannot do.
+    #[error(
+        "it has vhost-net and a limit of its rate, which holds in the VMM's own device alone: leave one of them out"
+    )]
+    VhostRate,
     /// A limit that lets nothing pass, or more than can be counted.
     #[error(
         "its limit of {0} {1} a second is not from 1 to {RATE_MAX}: leave the limit out for an interface without one"
@@ -102,13 +112,19 @@ fn mac_text(mac: &[u8; 6]) -> String {
 }
 
 impl InterfaceSpec {
-    /// Checks a device over so many taps.
+    /// Checks a device over so many taps and instances of vhost-net.
     ///
     /// # Errors
     /// The first thing that cannot be.
-    pub fn check(&self, taps: usize) -> Result<(), NetworkError> {
+    pub fn check(&self, taps: usize, vhosts: usize) -> Result<(), NetworkError> {
         if !(1..=TAPS_MAX).contains(&taps) {
             return Err(NetworkError::Taps(taps));
+        }
+        if vhosts != 0 && vhosts != taps {
+            return Err(NetworkError::Vhosts(vhosts, taps));
+        }
+        if vhosts != 0 && self.rate.is_some() {
+            return Err(NetworkError::VhostRate);
         }
         // The lowest bit of the first byte marks a group.
         if self.mac == [0; 6] || self.mac[0] & 1 != 0 {
@@ -150,7 +166,7 @@ pub(crate) fn check_networks(networks: &[NetSpec], places: u8) -> Result<(), Spe
     for (index, network) in networks.iter().enumerate() {
         let mac = network.interface.mac;
         let same = networks.iter().take(index).any(|before| before.interface.mac == mac);
-        let checked = network.interface.check(network.taps.len());
+        let checked = network.interface.check(network.taps.len(), network.vhosts.len());
         let checked = checked.and(if same { Err(NetworkError::SameMac(mac)) } else { Ok(()) });
         checked.map_err(|source| SpecError::Network { index, source })?;
     }
@@ -167,12 +183,15 @@ mod tests {
 
     fn with_limit(bytes: Option<Bucket>, frames: Option<Bucket>) -> Result<(), NetworkError> {
         let rate = NetRate { transmit: NetLimit::default(), receive: NetLimit { bytes, frames } };
-        InterfaceSpec { rate: Some(rate), ..interface() }.check(1)
+        InterfaceSpec { rate: Some(rate), ..interface() }.check(1, 0)
     }
 
     fn numbered(count: u8, taps: usize) -> Vec<NetSpec> {
-        let one =
-            |n| NetSpec { taps: vec![11; taps], interface: InterfaceSpec { mac: [2, 0, 0, 0, 0, n], ..interface() } };
+        let one = |n| NetSpec {
+            taps: vec![11; taps],
+            vhosts: vec![],
+            interface: InterfaceSpec { mac: [2, 0, 0, 0, 0, n], ..interface() },
+        };
         (0..count).map(one).collect()
     }
 
@@ -180,7 +199,7 @@ mod tests {
     fn ordinary_devices_pass_and_places_for_more() {
         assert_eq!(check_networks(&numbered(1, 1), 7), Ok(()));
         assert_eq!(check_networks(&numbered(8, 4), 0), Ok(()));
-        assert_eq!(InterfaceSpec { mtu: u16::MAX, ..interface() }.check(1), Ok(()));
+        assert_eq!(InterfaceSpec { mtu: u16::MAX, ..interface() }.check(1, 0), Ok(()));
     }
 
     #[test]
@@ -195,11 +214,19 @@ mod tests {
     }
 
     #[test]
+    fn vhost_net_is_for_all_queue_pairs_or_none_and_has_no_limits() {
+        assert_eq!(interface().check(2, 2), Ok(()));
+        assert_eq!(interface().check(2, 1), Err(NetworkError::Vhosts(1, 2)));
+        let limited = InterfaceSpec { rate: Some(NetRate::default()), ..interface() };
+        assert_eq!((limited.check(1, 0), limited.check(1, 1)), (Ok(()), Err(NetworkError::VhostRate)));
+    }
+
+    #[test]
     fn an_address_is_unicast_and_of_one_device() {
         for mac in [[0; 6], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]] {
-            assert_eq!(InterfaceSpec { mac, ..interface() }.check(1), Err(NetworkError::Mac(mac)));
+            assert_eq!(InterfaceSpec { mac, ..interface() }.check(1, 0), Err(NetworkError::Mac(mac)));
         }
-        let twice = NetSpec { taps: vec![11], interface: interface() };
+        let twice = NetSpec { taps: vec![11], vhosts: vec![], interface: interface() };
         let error = check_networks(&[twice.clone(), twice], 0).expect_err("one address twice");
         let source = NetworkError::SameMac(interface().mac);
         assert!(source.to_string().contains("02:00:00:00:00:01"), "{source}");
@@ -209,9 +236,9 @@ mod tests {
     #[test]
     fn packet_sizes_below_the_least_are_refused() {
         for mtu in [0, 67] {
-            assert_eq!(InterfaceSpec { mtu, ..interface() }.check(1), Err(NetworkError::Mtu(mtu)));
+            assert_eq!(InterfaceSpec { mtu, ..interface() }.check(1, 0), Err(NetworkError::Mtu(mtu)));
         }
-        assert_eq!(InterfaceSpec { mtu: 68, ..interface() }.check(1), Ok(()));
+        assert_eq!(InterfaceSpec { mtu: 68, ..interface() }.check(1, 0), Ok(()));
     }
 
     #[test]

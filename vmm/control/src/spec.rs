@@ -203,6 +203,7 @@ mod tests {
             shares: vec![ShareSpec { tag: "kata-rs".into(), socket: 9 }],
             networks: vec![NetSpec {
                 taps: vec![11, 12],
+                vhosts: vec![],
                 interface: InterfaceSpec {
                     mac: [2, 0, 0, 0, 0, 1],
                     mtu: 1500,

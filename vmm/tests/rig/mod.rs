@@ -168,7 +168,7 @@ impl Machine {
             let first = CONTROL_FD + 1 + files.len() as i32;
             let taps_end = first + taps.len() as i32;
             files.extend(taps);
-            NetSpec { taps: (first..taps_end).collect(), interface: interface(mac) }
+            NetSpec { taps: (first..taps_end).collect(), vhosts: vec![], interface: interface(mac) }
         });
         let networks = networks.collect();
         let spec = MachineSpec {

@@ -4,9 +4,12 @@
 //! for its configuration space. [`VirtioDevice::activate`] moves the queues into the device, which then serves them on a thread of its own.
 //! [`VirtioDevice::stop`] ends that thread and gives the queues back as state. Reset, pause, save and restore are all that same pair.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
 
-use virtio_queue::{Queue, QueueState};
+use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -52,6 +55,20 @@ pub struct ActiveQueue {
     pub queue: Queue,
     /// Readable after the driver wrote QueueNotify.
     pub kick: EventFd,
+}
+
+impl ActiveQueue {
+    /// Positions of a queue that somebody else has served: they say how far they have read, and the ring says how far they have written.
+    pub(crate) fn left_at(self, next_avail: Option<u16>, memory: &GuestMemoryMmap) -> QueueState {
+        let mut queue = self.queue;
+        if let Ok(used) = queue.used_idx(memory, Ordering::Acquire) {
+            queue.set_next_used(used.0);
+        }
+        if let Some(position) = next_avail {
+            queue.set_next_avail(position);
+        }
+        queue.state()
+    }
 }
 
 /// All that a device needs to serve its queues.

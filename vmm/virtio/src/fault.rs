@@ -21,6 +21,9 @@ pub(crate) enum Fault {
         #[source]
         source: ChainFault,
     },
+    /// The host's kernel serves the queues, and cannot make sense of one.
+    #[error("a queue that vhost-net serves: the driver broke it; only a reset of the device helps")]
+    Vhost,
     /// The host's kernel refused something the device needs.
     #[error("{operation} failed on the host")]
     Io {
@@ -37,7 +40,7 @@ impl Fault {
     /// Whether the host is to blame: then no reset by the guest helps, and the machine is of no use any more.
     pub(crate) fn is_the_hosts(&self) -> bool {
         match self {
-            Self::Ring { .. } | Self::Chain { .. } => false,
+            Self::Ring { .. } | Self::Chain { .. } | Self::Vhost => false,
             Self::Io { .. } | Self::Server { .. } => true,
         }
     }

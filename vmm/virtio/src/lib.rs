@@ -39,7 +39,9 @@ pub use console::{Console, ConsoleTail};
 pub use device::{ActivateError, Activation, ActiveQueue, DeviceTraits, Interrupt, VirtioDevice};
 pub use fs::VhostUserFs;
 pub use mmio::{MmioTransport, TransportEvent};
-pub use net::{Bucket, Counter, Net, NetBackend, NetConfig, NetCounters, Offloads, RateLimit};
+pub use net::{
+    Bucket, Counter, Net, NetBackend, NetConfig, NetCounters, Offloads, RateLimit, VhostPair, VhostQueues, VhostRing,
+};
 pub use rng::Rng;
 /// What [`VirtioDevice::stop`] gives back.
 pub use virtio_queue::QueueState;

@@ -110,6 +110,10 @@ fn values_that_contradict_each_other_are_both_named() {
         "{message}"
     );
     parse(&[("one", "max_memory_mib = 256")]).expect("a default is no contradiction");
+    let error = parse(&[("one", "network_vhost = true\nnetwork_receive_mbit = 10")]).expect_err("refused").to_string();
+    assert!(error.contains("one:1: network_vhost = true has no limits"), "{error}");
+    assert!(error.contains("network_receive_mbit = 10 (one:2)"), "{error}");
+    parse(&[("one", "network_vhost = true\nnetwork_receive_mbit = 0")]).expect("that is no limit");
 }
 
 #[test]

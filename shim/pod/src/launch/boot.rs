@@ -32,7 +32,7 @@ impl Prepared {
         let (starter, runtime) = (Arc::clone(&launcher), Handle::current());
         // The machine first: it takes longest.
         let starting = tokio::task::spawn_blocking(move || {
-            let network = network::attach(&pod.network, pod.vcpus, &carried.record)?;
+            let network = network::attach(&pod.network, pod.vcpus, pod.interface_rules, &carried.record)?;
             (theirs.networks, theirs.network_places) = (network.devices, network.places);
             let joined = (network.network, network.joined, network.watch, mark("network joined"));
             let start = || {

@@ -47,13 +47,13 @@ pub(super) enum Wake {
     Condemn(String),
 }
 
-/// A change of a network device, with the taps that go with it.
+/// A change of a network device, with what goes with it.
 #[derive(Debug)]
 pub(super) struct NetworkChange {
     /// The order.
     pub message: ToMachine,
-    /// Its taps.
-    pub taps: Vec<OwnedFd>,
+    /// The device's ends on the host.
+    pub descriptors: Vec<OwnedFd>,
     /// Takes why it was not done, if it was not.
     pub reply: oneshot::Sender<Option<String>>,
 }
@@ -204,19 +204,19 @@ impl Conversation {
         });
     }
 
-    /// The taps go behind the message, before anything else is said.
+    /// The descriptors go behind the message, before anything else is said.
     async fn change_network(&mut self, change: NetworkChange) {
         self.networks.push_back(change.reply);
         self.say(&change.message).await;
-        if change.taps.is_empty() {
+        if change.descriptors.is_empty() {
             return;
         }
-        let taps: Vec<_> = change.taps.iter().map(AsFd::as_fd).collect();
+        let all: Vec<_> = change.descriptors.iter().map(AsFd::as_fd).collect();
         let socket: &UnixStream = self.write.as_ref();
-        let send = || descriptors::send(socket, &taps);
+        let send = || descriptors::send(socket, &all);
         if let Err(error) = socket.async_io(Interest::WRITABLE, send).await {
             // The VMM waits for them and hears nothing else any more.
-            self.gone(format!("a tap cannot be passed to the virtual machine monitor: {error}"));
+            self.gone(format!("a device's ends cannot be passed to the virtual machine monitor: {error}"));
             self.process.iter().for_each(|process| process.kill());
         }
     }

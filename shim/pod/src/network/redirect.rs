@@ -1,21 +1,27 @@
 //! How frames get from an interface to another without a bridge: whatever comes in at one goes out at the other. Messages of traffic control; pure.
 //!
 //! Incoming frames meet the ingress queueing discipline before anything else of the kernel does (VLANs, bridges, addresses). One filter there takes every
-//! frame (u32 with no key) and sends it out elsewhere (mirred). It is found again by its priority, which nobody else uses.
+//! frame (u32 with no key) and sends it out elsewhere (mirred). It is found again by its priority, which nobody else uses. Where nobody else checks
+//! the source of what a machine sends, the filter has keys for it, and a second one drops the rest.
 
-use netlink::packet::{
-    RouteNetlinkMessage,
-    tc::{
-        TcAction, TcActionAttribute, TcActionMirrorOption, TcActionOption, TcActionType, TcAttribute,
-        TcFilterU32Option, TcHandle, TcHeader, TcMessage, TcMirror, TcMirrorActionType, TcOption, TcU32Selector,
-        TcU32SelectorFlags,
+use netlink::{
+    core::{DefaultNla, Emitable},
+    packet::{
+        RouteNetlinkMessage,
+        tc::{
+            TcAction, TcActionAttribute, TcActionGeneric, TcActionMirrorOption, TcActionOption, TcActionType,
+            TcAttribute, TcFilterU32Option, TcHandle, TcHeader, TcMessage, TcMirror, TcMirrorActionType, TcOption,
+            TcU32Key, TcU32Selector, TcU32SelectorFlags,
+        },
     },
 };
 
 /// Priority of our filter, by which it is found. Others choose 1 and up, or are given 49152 and down.
 const PRIORITY: u16 = 0x6b72;
-/// Number of our filter among those of its priority; a second one finds it taken.
+/// Number of our first filter among those of its priority; who joins the same interface finds it taken.
 const FILTER: u32 = 1;
+/// Attribute of the action "gact" (TCA_GACT_PARMS of linux/tc_act/tc_gact.h), which the library does not know.
+const GACT_PARAMETERS: u16 = 2;
 /// Every protocol (ETH_P_ALL of linux/if_ether.h).
 const EVERY_PROTOCOL: u16 = 0x0003;
 /// What takes incoming frames: one interface has one, for everybody.
@@ -31,16 +37,37 @@ pub(crate) fn ingress(index: u32) -> TcMessage {
 
 /// The filter that sends every frame that comes in at one interface out at another.
 pub(crate) fn redirect(from: u32, to: u32) -> TcMessage {
-    let mut everything = TcU32Selector::default();
-    everything.flags = TcU32SelectorFlags::Terminal;
+    filter(from, FILTER, Vec::new(), send_out_at(to))
+}
+
+/// The same for frames whose source is this address; a second filter drops, and counts, those of any other.
+pub(crate) fn redirect_from(from: u32, to: u32, mac: [u8; 6]) -> [TcMessage; 2] {
+    [filter(from, FILTER, source_is(mac), send_out_at(to)), filter(from, FILTER + 1, Vec::new(), drop_it())]
+}
+
+fn filter(index: u32, number: u32, keys: Vec<TcU32Key>, action: TcAction) -> TcMessage {
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.nkeys = u8::try_from(keys.len()).expect("two at most");
+    selector.keys = keys;
     let options = vec![
-        TcOption::U32(TcFilterU32Option::Selector(everything)),
-        TcOption::U32(TcFilterU32Option::Action(vec![send_out_at(to)])),
+        TcOption::U32(TcFilterU32Option::Selector(selector)),
+        TcOption::U32(TcFilterU32Option::Action(vec![action])),
     ];
-    let mut message = ours(from);
-    message.header.handle = FILTER.into();
+    let mut message = ours(index);
+    message.header.handle = number.into();
     message.attributes.push(TcAttribute::Options(options));
     message
+}
+
+/// Six bytes, eight before the packet: u32 counts from the end of the Ethernet header, also where a VLAN tag was taken out of it.
+fn source_is([a, b, c, d, e, f]: [u8; 6]) -> Vec<TcU32Key> {
+    let key = |value: u32, mask: u32, offset: i32| {
+        let mut key = TcU32Key::default();
+        (key.val, key.mask, key.off) = (value, mask, offset);
+        key
+    };
+    vec![key(u32::from_be_bytes([a, b, c, d]), u32::MAX, -8), key(u32::from_be_bytes([e, f, 0, 0]), 0xffff_0000, -4)]
 }
 
 fn send_out_at(index: u32) -> TcAction {
@@ -52,6 +79,19 @@ fn send_out_at(index: u32) -> TcAction {
     action.attributes = vec![
         TcActionAttribute::Kind("mirred".to_owned()),
         TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))]),
+    ];
+    action
+}
+
+fn drop_it() -> TcAction {
+    let mut generic = TcActionGeneric::default();
+    generic.action = TcActionType::Shot;
+    let mut parameters = vec![0; generic.buffer_len()];
+    generic.emit(&mut parameters);
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind("gact".to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Other(DefaultNla::new(GACT_PARAMETERS, parameters))]),
     ];
     action
 }

@@ -11,7 +11,7 @@ const BURSTS_A_SECOND: u64 = 20;
 
 /// An interface with this address and packet size.
 pub(crate) fn interface(mac: [u8; 6], mtu: u16, rules: InterfaceRules) -> InterfaceSpec {
-    let InterfaceRules { transmit_mbit, receive_mbit, any_source } = rules;
+    let InterfaceRules { transmit_mbit, receive_mbit, any_source, .. } = rules;
     let rate = NetRate { transmit: limit(transmit_mbit), receive: limit(receive_mbit) };
     let limited = (transmit_mbit, receive_mbit) != (0, 0);
     InterfaceSpec { mac, mtu, any_source_mac: any_source, rate: limited.then_some(rate) }
@@ -38,8 +38,9 @@ mod tests {
     #[test]
     fn each_direction_has_its_own_limit_and_every_limit_can_be() {
         for (transmit_mbit, receive_mbit) in [(1, 0), (0, 1000), (1_000_000, 1_000_000)] {
-            let spec = interface(MAC, 1500, InterfaceRules { transmit_mbit, receive_mbit, any_source: true });
-            assert_eq!(spec.check(1), Ok(()));
+            let spec =
+                interface(MAC, 1500, InterfaceRules { transmit_mbit, receive_mbit, any_source: true, vhost: false });
+            assert_eq!(spec.check(1, 0), Ok(()));
             let rate = spec.rate.expect("limited");
             let per_second = |limit: NetLimit| limit.bytes.map(|bucket| bucket.per_second);
             let wanted = |mbit: u32| (mbit > 0).then_some(u64::from(mbit) * 125_000);

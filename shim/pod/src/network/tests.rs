@@ -44,7 +44,7 @@ impl Pod {
     }
 
     fn attach_with(&self, path: &Path, vcpus: u8) -> Result<Attached, PodError> {
-        attach(&PodNetwork::Namespace(path.to_owned()), vcpus, &self.record)
+        attach(&PodNetwork::Namespace(path.to_owned()), vcpus, InterfaceRules::default(), &self.record)
     }
 
     fn entries(&self) -> usize {
@@ -206,15 +206,70 @@ fn needs_root_a_macvlan_is_joined_like_a_veth() {
 
 /// A tap that is joined to `wire` alone: one at the lower interface would take the frames before the macvlan does.
 fn tap_of_the_wire(stage: &Stage) -> Vec<OwnedFd> {
-    let namespace = Namespace::open(stage.outside.path()).expect("kept");
+    joined(stage.outside.path(), "wire", Making::of(InterfaceRules::default(), 1)).taps
+}
+
+/// Joins one interface of a namespace.
+fn joined(namespace: &Path, name: &str, making: Making) -> Device {
+    let namespace = Namespace::open(namespace).expect("kept");
     let made = namespace.within(|| {
         let mut socket = Socket::open().map_err(unread)?;
         let picture = Picture::read(&mut socket).map_err(unread)?;
         let joints = Plan::of(picture)?.joints;
-        let wire = joints.iter().find(|joint| joint.trace.name == "wire").expect("it is up");
-        join(&mut socket, wire, 1)
+        let joint = joints.iter().find(|joint| joint.trace.name == name).expect("it is up");
+        join(&mut socket, joint, making)
     });
-    made.expect("joined").taps
+    made.expect("joined")
+}
+
+/// The filter for a source alone: a kernel without the action "gact", as this one may be, has no way to drop the rest. The hardware lane drops and counts it.
+#[test]
+fn needs_root_a_filter_for_a_source_takes_its_frames_and_no_others() {
+    let Some(stage) = Stage::new("needs_root_a_filter_for_a_source_takes_its_frames_and_no_others") else { return };
+    let near = joined(stage.pod.path(), "eth0", Making::of(InterfaceRules::default(), 1)).taps;
+    let far = Pod::new().attach(stage.outside.path()).expect("attached").devices;
+    let index = |name: &str| {
+        let shown = stage.pod.run(&format!("ip -o link show dev {name}"));
+        shown.split(':').next().expect("its number").parse().expect("a number")
+    };
+    let [source_filter, _] = redirect::redirect_from(index("katars0"), index("eth0"), MAC);
+    let replaced = Namespace::open(stage.pod.path()).expect("kept").within(|| {
+        let mut socket = Socket::open().map_err(unread)?;
+        let all = RouteNetlinkMessage::DelTrafficFilter(redirect::ours(index("katars0")));
+        socket.change(all, 0).map_err(unread)?;
+        socket.change(RouteNetlinkMessage::NewTrafficFilter(source_filter.clone()), NLM_F_CREATE).map_err(unread)
+    });
+    replaced.expect("replaced");
+    let broadcast = [0xff; 6];
+    let tagged = |from: [u8; 6]| [&broadcast[..], &from, &[0x81, 0, 0, 100], &EXPERIMENT, &[6; 60]].concat();
+    let flipped = |byte: usize| {
+        let mut mac = MAC;
+        mac[byte] ^= 2;
+        mac
+    };
+    for stranger in (0..6).map(flipped).chain([[0; 6]]) {
+        send(&near[0], &frame(broadcast, stranger, &[6; 60]));
+        send(&near[0], &tagged(stranger));
+    }
+    for own in [frame(broadcast, MAC, &[7; 60]), tagged(MAC)] {
+        send(&near[0], &own);
+        assert_eq!(next_of(&far[0].taps[0]), own, "the first to arrive");
+    }
+}
+
+/// The next frame of our kind that comes out of a tap.
+fn next_of(tap: &OwnedFd) -> Vec<u8> {
+    let mut bytes = vec![0; 70_000];
+    loop {
+        let mut waiting = [PollFd::new(tap, PollFlags::IN)];
+        let way = Timespec { tv_sec: WAY.as_secs().cast_signed(), tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut waiting, Some(&way)), Ok(1), "nothing came in {WAY:?}");
+        let len = File::from(tap.try_clone().expect("a descriptor")).read(&mut bytes).expect("read");
+        let frame = &bytes[HEADER_LEN..len];
+        if frame[12..].starts_with(&EXPERIMENT) || frame[12..].starts_with(&[0x81, 0]) {
+            return frame.to_vec();
+        }
+    }
 }
 
 #[test]

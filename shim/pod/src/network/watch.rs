@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Device, join,
+    Device, Making, join,
     namespace::Namespace,
     picture::Picture,
     plan::{self, Joint, told},
@@ -222,9 +222,9 @@ async fn arrive(
     place: usize,
     joint: Joint,
 ) -> Result<Result<(), PodError>, PodError> {
-    let queues = guest.queues().await;
+    let making = guest.making().await;
     let to_join = joint.clone();
-    let device = match on_the_host(keeper, move |look| look.join(&to_join, queues)).await? {
+    let device = match on_the_host(keeper, move |look| look.join(&to_join, making)).await? {
         Ok(device) => device,
         Err(error) => return Ok(Err(error)),
     };
@@ -272,12 +272,12 @@ impl Look {
     }
 
     /// Joins an interface that has come. It is in the record first.
-    fn join(&mut self, joint: &Joint, queues: usize) -> Result<Device, PodError> {
+    fn join(&mut self, joint: &Joint, making: Making) -> Result<Device, PodError> {
         let joined = Joined::of(&self.namespace, vec![joint.trace.clone()]);
         let unrecorded = |error| PodError::host("cannot record the pod's network", error);
         self.record.write(&Entry::Network(joined.clone())).map_err(unrecorded)?;
         self.late.push(joined);
-        let device = self.namespace.within(|| join(&mut self.socket, joint, queues));
+        let device = self.namespace.within(|| join(&mut self.socket, joint, making));
         device.map_err(|error| self.give_up(error))
     }
 
@@ -321,13 +321,13 @@ impl Guest {
     }
 
     /// As many queues as the machine has processors.
-    async fn queues(&self) -> usize {
-        self.machine.report().await.map_or(1, |report| super::queues(report.vcpus))
+    async fn making(&self) -> Making {
+        Making::of(self.rules, self.machine.report().await.map_or(1, |report| report.vcpus))
     }
 
     async fn attach(&self, place: usize, device: Device) -> Result<(), PodError> {
-        let Device { mac, mtu, taps } = device;
-        self.machine.attach_network(place, interface(mac, mtu, self.rules), taps).await
+        let spec = interface(device.mac, device.mtu, self.rules);
+        self.machine.attach_network(place, spec, device.taps, device.vhosts).await
     }
 
     async fn detach(&self, place: usize) {

@@ -16,7 +16,7 @@ use virtio_bindings::bindings::{
     virtio_config::VIRTIO_F_VERSION_1,
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
-use virtio_queue::{QueueState, QueueT};
+use virtio_queue::QueueState;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::{epoll::EventSet, eventfd::EventFd};
 
@@ -144,20 +144,8 @@ impl VirtioDevice for VhostUserFs {
             Vec::new()
         });
         let positions = positions.into_iter().map(Some).chain(std::iter::repeat(None));
-        queues.into_iter().zip(positions).map(|(active, position)| state_of(active, position, &memory)).collect()
+        queues.into_iter().zip(positions).map(|(active, position)| active.left_at(position, &memory)).collect()
     }
-}
-
-/// The positions of a queue that the server has served: it says how far it has read, and the ring says how far it has written.
-fn state_of(active: ActiveQueue, next_avail: Option<u16>, memory: &GuestMemoryMmap) -> QueueState {
-    let mut queue = active.queue;
-    if let Ok(used) = queue.used_idx(memory, std::sync::atomic::Ordering::Acquire) {
-        queue.set_next_used(used.0);
-    }
-    if let Some(position) = next_avail {
-        queue.set_next_avail(position);
-    }
-    queue.state()
 }
 
 /// The thread that waits for the server's death.

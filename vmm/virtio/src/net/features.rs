@@ -46,6 +46,20 @@ pub(super) fn offered(pairs: usize, udp: bool) -> u64 {
     ALWAYS.iter().chain(udp).chain(several).fold(0, |sum, bit| sum | 1 << bit)
 }
 
+/// Features that whoever serves the queues must know; the rest is between the driver and the tap.
+const OF_THE_QUEUES: &[u32] =
+    &[VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_NET_F_MRG_RXBUF];
+
+/// What of `features` is left when the host's kernel, which knows `vhost`, serves the queues.
+pub(super) fn served_by_vhost(features: u64, vhost: u64) -> u64 {
+    features & (vhost | !of_the_queues(u64::MAX))
+}
+
+/// Those of `features` that the kernel is told of.
+pub(super) fn of_the_queues(features: u64) -> u64 {
+    OF_THE_QUEUES.iter().fold(0, |sum, bit| sum | 1 << bit) & features
+}
+
 /// Whether `features` has this bit.
 pub(super) fn has(features: u64, bit: u32) -> bool {
     features & (1 << bit) != 0
@@ -81,6 +95,14 @@ mod tests {
         assert!(!has(offered(1, false), VIRTIO_NET_F_MQ) && !has(offered(1, false), VIRTIO_NET_F_HOST_USO));
         assert!(has(offered(2, false), VIRTIO_NET_F_MQ) && has(offered(2, false), VIRTIO_NET_F_CTRL_VQ));
         assert!(has(offered(1, true), VIRTIO_NET_F_HOST_USO));
+    }
+
+    #[test]
+    fn vhost_narrows_what_it_serves_and_nothing_else() {
+        let all = offered(1, true);
+        let vhost = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        assert_eq!(served_by_vhost(all, vhost), all & !(1 << VIRTIO_RING_F_INDIRECT_DESC));
+        assert_eq!(of_the_queues(all) & !vhost, 1 << VIRTIO_RING_F_INDIRECT_DESC);
     }
 
     #[test]

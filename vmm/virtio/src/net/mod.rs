@@ -17,6 +17,9 @@
 //! # The link
 //! A tap whose interface is removed takes the link down: a configuration interrupt, and no end of the machine. What is sent from then on is dropped.
 //! An interface that comes is another device; the machine has places for those.
+//!
+//! # vhost-net
+//! Where the operator wishes it, the host's kernel moves the frames instead of the server ([`vhost`]). Nothing of what passes is then seen here.
 
 mod backend;
 mod control;
@@ -29,6 +32,7 @@ mod server;
 mod timer;
 mod transmit;
 mod turn;
+mod vhost;
 
 use std::{
     io,
@@ -44,6 +48,7 @@ use virtio_queue::QueueState;
 pub use backend::{NetBackend, Offloads};
 pub use counters::{Counter, NetCounters};
 pub use rate::{Bucket, RateLimit};
+pub use vhost::{VhostPair, VhostQueues, VhostRing};
 
 use crate::{
     config::read_bytes,
@@ -53,7 +58,7 @@ use crate::{
     worker::Worker,
 };
 use control::ControlQueue;
-use features::{has, largest_received, offered, offloads};
+use features::{has, largest_received, offered, offloads, served_by_vhost};
 use header::HeadRules;
 use rate::Limiter;
 use receive::Receiver;
@@ -61,6 +66,7 @@ use server::{Kept, Pair, Server, Shared};
 use timer::Timer;
 use transmit::Transmitter;
 use turn::Limits;
+use vhost::VhostServer;
 
 /// Device type of the network device.
 const DEVICE_TYPE: u32 = 1;
@@ -97,25 +103,28 @@ pub struct NetConfig {
 /// A network device.
 pub struct Net {
     config: NetConfig,
+    /// What of the ring the server knows.
+    features: u64,
     shared: Arc<Shared>,
     life: Life,
 }
 
 enum Life {
-    Stopped(Box<Kept>),
+    Stopped(Idle),
     Serving(Worker<Server>),
+    ServedByVhost(Worker<VhostServer>),
     Lost,
+}
+
+/// What serves the queues in the device's next life.
+enum Idle {
+    Server(Box<Kept>),
+    Vhost(vhost::Kept),
 }
 
 impl Net {
     /// A device over `backends`, one a queue pair.
     pub fn new(config: NetConfig, backends: Vec<Box<dyn NetBackend>>) -> io::Result<Self> {
-        if backends.len() != usize::from(config.pairs) {
-            let message = format!("the device has {} queue pairs, not {}", config.pairs, backends.len());
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
-        let link_is_up = AtomicBool::new(true);
-        let shared = Arc::new(Shared { name: config.name.clone(), link_is_up, counters: Arc::default() });
         let timer = Timer::new()?;
         let now = timer.now_nanos();
         let limits = Limits {
@@ -123,8 +132,31 @@ impl Net {
             receive: Limiter::new(config.receive_limit, now),
             timer,
         };
-        let life = Life::Stopped(Box::new(Kept { backends, limits }));
-        Ok(Self { config, shared, life })
+        let features = offered(usize::from(config.pairs), config.udp_segmentation);
+        let pairs = backends.len();
+        Self::idle(config, features, &[pairs], Idle::Server(Box::new(Kept { backends, limits })))
+    }
+
+    /// A device whose queues the host's kernel serves: `vhosts` moves the frames of `backends`, in pairs. No limit and no check of the source holds in it.
+    pub fn over_vhost(
+        config: NetConfig,
+        backends: Vec<Box<dyn NetBackend>>,
+        vhosts: Vec<Box<dyn VhostPair>>,
+    ) -> io::Result<Self> {
+        let all = offered(usize::from(config.pairs), config.udp_segmentation);
+        let features = vhosts.iter().fold(all, |features, vhost| served_by_vhost(features, vhost.features()));
+        let pairs = [backends.len(), vhosts.len()];
+        Self::idle(config, features, &pairs, Idle::Vhost(vhost::Kept { backends, vhosts }))
+    }
+
+    fn idle(config: NetConfig, features: u64, counts: &[usize], idle: Idle) -> io::Result<Self> {
+        if let Some(other) = counts.iter().find(|count| **count != usize::from(config.pairs)) {
+            let message = format!("the device has {} queue pairs, not {other}", config.pairs);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let link_is_up = AtomicBool::new(true);
+        let shared = Arc::new(Shared { name: config.name.clone(), link_is_up, counters: Arc::default() });
+        Ok(Self { config, features, shared, life: Life::Stopped(idle) })
     }
 
     /// What has passed, over all lives of the device.
@@ -139,6 +171,22 @@ impl Net {
     fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> ActivateError {
         let device = self.config.name.clone();
         move |source| ActivateError::Io { device, operation, source }
+    }
+
+    fn start(&self, idle: Idle, with: Activation) -> Result<Life, ActivateError> {
+        let interrupt = with.interrupt.clone();
+        let name = &self.config.name;
+        match idle {
+            Idle::Server(kept) => {
+                let server = self.server(*kept, with)?;
+                Ok(Life::Serving(Worker::spawn(name, server, interrupt)?))
+            }
+            Idle::Vhost(kept) => {
+                let server = VhostServer::begin(kept, self.shared.clone(), with);
+                let server = server.map_err(self.failed("vhost-net"))?;
+                Ok(Life::ServedByVhost(Worker::spawn(name, server, interrupt)?))
+            }
+        }
     }
 
     fn server(&self, kept: Kept, with: Activation) -> Result<Server, ActivateError> {
@@ -186,7 +234,7 @@ impl VirtioDevice for Net {
         queue_sizes.extend(self.several_pairs().then_some(CONTROL_QUEUE_SIZE));
         DeviceTraits {
             device_type: DEVICE_TYPE,
-            features: offered(usize::from(self.config.pairs), self.config.udp_segmentation),
+            features: self.features,
             queue_sizes,
             config_len: CONFIG_LEN as u32,
             name: self.config.name.clone(),
@@ -205,31 +253,30 @@ impl VirtioDevice for Net {
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
     fn activate(&mut self, with: Activation) -> Result<(), ActivateError> {
-        let Life::Stopped(kept) = std::mem::replace(&mut self.life, Life::Lost) else {
+        let Life::Stopped(idle) = std::mem::replace(&mut self.life, Life::Lost) else {
             let source = io::Error::other("the device serves already, or its thread was lost");
             return Err(ActivateError::Thread { device: self.config.name.clone(), source });
         };
-        let interrupt = with.interrupt.clone();
-        let server = self.server(*kept, with)?;
-        self.life = Life::Serving(Worker::spawn(&self.config.name, server, interrupt)?);
+        self.life = self.start(idle, with)?;
         Ok(())
     }
 
     fn stop(&mut self) -> Vec<QueueState> {
-        match std::mem::replace(&mut self.life, Life::Lost) {
-            Life::Serving(worker) => match worker.stop() {
-                Some(server) => {
-                    let (kept, states) = server.into_parts();
-                    self.life = Life::Stopped(Box::new(kept));
-                    states
-                }
-                None => Vec::new(),
-            },
-            other => {
-                self.life = other;
-                Vec::new()
-            }
-        }
+        let stopped = match std::mem::replace(&mut self.life, Life::Lost) {
+            Life::Serving(worker) => worker.stop().map(|server| {
+                let (kept, states) = server.into_parts();
+                (Idle::Server(Box::new(kept)), states)
+            }),
+            Life::ServedByVhost(worker) => worker.stop().map(|server| {
+                let (kept, states) = server.into_parts();
+                (Idle::Vhost(kept), states)
+            }),
+            Life::Stopped(idle) => Some((idle, Vec::new())),
+            Life::Lost => None,
+        };
+        let Some((idle, states)) = stopped else { return Vec::new() };
+        self.life = Life::Stopped(idle);
+        states
     }
 }
 
