@@ -5,7 +5,7 @@
 //!
 //! | the daemon | what is done |
 //! |---|---|
-//! | is gone | the pod's record is replayed backwards, its socket removed |
+//! | is gone | the pod's record is replayed backwards, its socket removed; hooks that it owed run |
 //! | serves, and does not know the container | nothing: it was deleted as it should be |
 //! | serves, and knows it | it is told to give the container up, and goes on with that after us if need be |
 //! | serves, and the pod is named after the container | the same, after which a pod without containers ends |
@@ -39,7 +39,7 @@ use crate::{
     containers::KILLED_STATUS,
     giving_up,
     group::{Group, GroupLock},
-    pod_cgroup,
+    hooks, pod_cgroup,
     refusal::Refusal,
     sweep::sweep,
     timestamp,
@@ -85,18 +85,23 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
     if let Some(socket) = &arguments.socket {
         group.socket.clone_from(socket);
     }
+    let clean_up = || {
+        let undone = clean_up(&group);
+        hooks::settle(&arguments.id, &bundle);
+        undone
+    };
     let undone = match UnixStream::connect(&group.socket) {
         Ok(daemon) => match decide(ask_daemon(&group, &arguments.id), group.id == arguments.id) {
             Deed::Nothing => Ok(()),
             Deed::EndPod => {
                 kill_peer(&daemon);
-                clean_up(&group)
+                clean_up()
             }
             // It was killed a moment ago, and its socket still took a connection.
-            Deed::Complain if has_ended(&daemon) => clean_up(&group),
+            Deed::Complain if has_ended(&daemon) => clean_up(),
             Deed::Complain => Err(DeleteError::Silent(group.id.clone(), arguments.id.clone())),
         },
-        Err(_) => clean_up(&group),
+        Err(_) => clean_up(),
     };
     unmount_rootfs(&bundle);
     answer().map_err(DeleteError::Answer)?;

@@ -36,6 +36,7 @@ pub mod ending;
 pub mod events;
 pub mod giving_up;
 pub mod group;
+pub mod hooks;
 pub mod info;
 pub mod lifecycle;
 pub mod listener;

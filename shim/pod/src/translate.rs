@@ -1,7 +1,7 @@
 //! The host's OCI spec, rewritten into the guest's. Pure.
 //!
 //! What changes: paths (root, mount sources, cgroup), what the machine is itself (namespaces, see [`crate::namespaces`]), and what
-//! cannot work inside (hooks are programs of the host). Everything else is the agent's to apply.
+//! cannot work inside (hooks are programs of the host, which whoever made the pod runs there). Everything else is the agent's to apply.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -62,8 +62,13 @@ fn set_root(guest: &mut Spec, id: &str) {
 }
 
 fn drop_hooks(guest: &mut Spec, warnings: &mut Vec<String>) {
-    if guest.hooks_mut().take().is_some() {
-        warnings.push("hooks are programs of the host and do not run in the guest: they were left out".to_owned());
+    let Some(hooks) = guest.hooks_mut().take() else { return };
+    for (name, inside) in [("createContainer", hooks.create_container()), ("startContainer", hooks.start_container())] {
+        if inside.iter().flatten().next().is_some() {
+            warnings.push(format!(
+                "hooks.{name} are programs of the host that belong inside the container's namespaces, which are the guest's: they were left out"
+            ));
+        }
     }
 }
 
@@ -132,7 +137,7 @@ mod tests {
             "process": {"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0}},
             "root": {"path": "rootfs", "readonly": true},
             "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "p"},
-            "hooks": {"prestart": [{"path": "/usr/bin/nvidia"}]},
+            "hooks": {"prestart": [{"path": "/usr/bin/nvidia"}], "startContainer": [{"path": "/bin/in-there"}]},
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
                        {"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind"]}],
             "linux": {
@@ -173,10 +178,11 @@ mod tests {
     }
 
     #[test]
-    fn hooks_are_left_out_with_a_word() {
+    fn the_guest_gets_no_hooks_and_there_is_a_word_for_those_that_nobody_runs() {
         let translation = translate(&container(spec())).expect("translated");
         assert!(translation.guest.hooks().is_none());
-        assert!(translation.warnings[0].contains("hooks"), "{:?}", translation.warnings);
+        let said: Vec<_> = translation.warnings.iter().filter(|warning| warning.contains("hooks.")).collect();
+        assert!(matches!(&said[..], [one] if one.contains("hooks.startContainer")), "{said:?}");
     }
 
     #[test]

@@ -9,9 +9,11 @@ use pod::{ContainerSpec, ErrorKind, ExecSpec, ProcessId, RootFs};
 use super::{
     Containers,
     process::{Process, first},
+    table::Reservation,
 };
 use crate::{
     events::Event,
+    hooks::{self, Hooks},
     lifecycle::Phase,
     lock::held,
     refusal::Refusal,
@@ -57,28 +59,33 @@ impl Containers {
         let opened = Opened::open(&new.stdio, self.owner(&new.id)).await?;
         let pod = self.machine.pod().await?;
         let wanted = new.stdio.wanted(console_size(new.oci.process().as_ref()));
+        let hooks = Hooks::of(&new.id, &new.bundle, &new.oci);
         let spec = ContainerSpec { id: new.id.clone(), oci: new.oci, rootfs: new.rootfs, stdio: wanted };
         let (_guest_pid, streams) = pod.create_container(spec).await?;
-        let stdio = match opened.connect(streams) {
-            Ok(stdio) => stdio,
+        let pid = pod.host_pid(&new.id);
+        let completed = match opened.connect(streams) {
+            Ok(stdio) => complete(&reservation, hooks.as_ref(), pid).await.map(|()| stdio),
             Err(error) => {
-                let _ = pod.delete(&first(&new.id)).await;
-                return Err(Refusal::new(ErrorKind::Internal, format!("cannot copy the stdio of {}: {error}", new.id)));
+                Err(Refusal::new(ErrorKind::Internal, format!("cannot copy the stdio of {}: {error}", new.id)))
             }
         };
-        if let Err(unwanted) = reservation.check_wanted() {
-            let _ = pod.delete(&first(&new.id)).await;
-            return Err(unwanted);
-        }
-        let process = Process::new(first(&new.id), pod.host_pid(&new.id), new.bundle.clone(), new.stdio.clone(), stdio);
+        let stdio = match completed {
+            Ok(stdio) => stdio,
+            Err(refusal) => {
+                let _ = pod.delete(&first(&new.id)).await;
+                hooks::in_turn(hooks, |hooks| hooks.after_stop()).await;
+                return Err(refusal);
+            }
+        };
+        let process = Process::new(first(&new.id), pid, new.bundle.clone(), (new.stdio.clone(), stdio));
+        let process = Arc::new(Process { hooks, ..process });
         self.publisher.publish(Event::Created {
             container_id: new.id,
             bundle: new.bundle.display().to_string(),
             rootfs: new.mounts,
             stdio: new.stdio,
-            pid: process.pid,
+            pid,
         });
-        let pid = process.pid;
         reservation.fill(Arc::clone(&process));
         self.watch(process, pod);
         Ok(pid)
@@ -111,15 +118,22 @@ impl Containers {
                 return Err(Refusal::new(ErrorKind::Internal, format!("cannot copy the stdio of an exec: {error}")));
             }
         };
-        let process = Process::new(new.id.clone(), container.pid, container.bundle.clone(), new.stdio, stdio);
+        let process = Process::new(new.id.clone(), container.pid, container.bundle.clone(), (new.stdio, stdio));
         self.publisher.publish(Event::ExecAdded(new.id));
-        reservation.fill(process);
+        reservation.fill(Arc::new(process));
         Ok(())
     }
 
     fn owner<'a>(&'a self, id: &'a str) -> Owner<'a> {
         Owner { namespace: self.publisher.namespace(), id }
     }
+}
+
+/// What comes between a container in the guest and one that is there for everybody.
+async fn complete(reservation: &Reservation, hooks: Option<&Hooks>, pid: u32) -> Result<(), Refusal> {
+    let run = hooks::in_turn(hooks.cloned(), move |hooks| hooks.before_start(pid)).await;
+    run.unwrap_or(Ok(()))?;
+    reservation.check_wanted()
 }
 
 fn console_size(process: Option<&OciProcess>) -> (u16, u16) {

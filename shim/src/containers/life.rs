@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     events::Event,
+    hooks,
     lifecycle::Lifecycle,
     lock::held,
     machine::PodFront,
@@ -33,7 +34,9 @@ impl Containers {
                 if !id.exec_id.is_empty() {
                     self.watch(Arc::clone(&process), pod);
                 }
-                Ok(process.pid)
+                let pid = process.pid;
+                hooks::in_turn(process.hooks.clone(), move |hooks| hooks.after_start(pid)).await;
+                Ok(pid)
             }
             Err(refusal) if id.exec_id.is_empty() => {
                 self.announce(&process, Lifecycle::start_failed);
@@ -98,6 +101,7 @@ impl Containers {
         let exit = self.delete_in_guest(id).await?.or(ended).unwrap_or_else(killed_now);
         self.announce(&process, |life| life.ended(exit));
         let exit = held(&process.life).exit().unwrap_or(exit);
+        hooks::in_turn(process.hooks.clone(), |hooks| hooks.after_stop()).await;
         *deleted = true;
         if self.forget(id) && id.exec_id.is_empty() {
             self.publisher.publish(Event::Deleted(id.container_id.clone(), process.pid, exit));

@@ -1,15 +1,12 @@
 //! One process of the pod as the shim holds it: where it belongs, its life, its exit and its stdio.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::SystemTime,
-};
+use std::{path::PathBuf, sync::Mutex, time::SystemTime};
 
 use pod::{Exit, ProcessId};
 use tokio::sync::watch;
 
 use crate::{
+    hooks::Hooks,
     lifecycle::{Lifecycle, Phase},
     stdio::{Paths, Stdio},
 };
@@ -41,6 +38,8 @@ pub(super) struct Process {
     pub(super) pid: u32,
     pub(super) bundle: PathBuf,
     pub(super) paths: Paths,
+    /// Of a container that has some.
+    pub(super) hooks: Option<Hooks>,
     pub(super) life: Mutex<Lifecycle>,
     /// Set once, after the exit was announced.
     pub(super) exit: watch::Sender<Option<Exit>>,
@@ -52,18 +51,19 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn new(id: ProcessId, pid: u32, bundle: PathBuf, paths: Paths, stdio: Stdio) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(id: ProcessId, pid: u32, bundle: PathBuf, (paths, stdio): (Paths, Stdio)) -> Self {
+        Self {
             id,
             pid,
             bundle,
             paths,
+            hooks: None,
             life: Mutex::default(),
             exit: watch::Sender::new(None),
             stdio: Mutex::new(Some(stdio)),
             given_up: watch::Sender::new(false),
             deleted: tokio::sync::Mutex::default(),
-        })
+        }
     }
 
     /// Waits until the output of this ended process is where it belongs, or nobody wants it any more.

@@ -2,6 +2,7 @@
 
 mod events;
 mod figures;
+mod hooks;
 mod lifecycle;
 mod malformed;
 mod network;
@@ -36,6 +37,7 @@ pub fn cases() -> Vec<Case> {
         malformed::cases(),
         races::cases(),
         network::cases(),
+        hooks::cases(),
         stdio::cases(),
         figures::cases(),
     ];

@@ -249,10 +249,10 @@ fn file_target(subject: &Subject) -> anyhow::Result<()> {
     task.create(&stdio)?;
     task.start("")?;
     task.wait("")?;
-    task.delete("")?;
-    // runc's shim, on a busy host, has not written all of it yet.
+    // Before the delete: at a delete runc's shim, on a busy host, drops what it has not written yet.
     let whole = || Ok(Some(fs::read_to_string(&path)?).filter(|text| text.lines().count() >= 3));
     let text = poll_until(STARTS_WITHIN, whole)?.context("the file does not get all lines")?;
+    task.delete("")?;
     let mut lines: Vec<_> = text.lines().collect();
     lines[1..].sort_unstable();
     same("lines", lines, vec!["before", "error", "line"])?;
