@@ -16,6 +16,7 @@ use agent::stages::Stages;
 use agent_protocol::messages as m;
 use host::{Host, code, process, read_all, soon};
 use protobuf::MessageField;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use ttrpc::Code;
 
@@ -286,10 +287,12 @@ async fn needs_root_a_pod_without_a_first_container_shares_processes_all_the_sam
             pids_of_pod: true,
             ..Default::default()
         };
-        host.client.create_container(soon(), &request).await.unwrap();
+        let made = host.client.create_container(soon(), &request).await.unwrap();
         host.start(id, "").await.unwrap();
+        made.pid
     };
-    create(&one, "exec sleep 1000", 0).await;
+    let pid = create(&one, "exec sleep 1000", 0).await;
+    let namespace = fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
     let screen = host.connect(2);
     // The orphan ends as a child of the namespace's first process; were nobody to reap it, it would be shown.
     create(&two, "sh -c 'sleep 0 &'; sleep 1; ps -o pid,stat,args; exit 3", 2).await;
@@ -300,4 +303,15 @@ async fn needs_root_a_pod_without_a_first_container_shares_processes_all_the_sam
     host.signal(&one, "", 9).await.unwrap();
     assert_eq!(host.status(&one, "").await, 137);
     host.delete(&one, "").await.unwrap();
+    // What holds the namespace ends with the machine; here nobody would end it.
+    let holders = processes_in(&namespace);
+    assert_eq!(holders.len(), 1, "{holders:?}");
+    holders.into_iter().for_each(|holder| kill_process(holder, Signal::KILL).unwrap());
+}
+
+/// Processes of this host that are in this pid namespace.
+fn processes_in(namespace: &Path) -> Vec<Pid> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let inside = entries.filter(|entry| fs::read_link(entry.path().join("ns/pid")).is_ok_and(|ns| ns == namespace));
+    inside.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
