@@ -23,15 +23,21 @@ use crate::{cpio, layer};
 /// Part of the cache key: raise it when this file changes what the base holds.
 const RECIPE_VERSION: u32 = 2;
 
-const PACKAGES: [&str; 15] = [
+const PACKAGES: [&str; 22] = [
     "busybox-static",
     "containerd",
     "containernetworking-plugins",
+    "iproute2",
     "iptables",
+    "libbpf1",
+    "libbsd0",
     "libc6",
+    "libcap2",
+    "libelf1",
     "libgcc-s1",
     "libip4tc2",
     "libip6tc2",
+    "libmd0",
     "libmnl0",
     "libnetfilter-conntrack3",
     "libnfnetlink0",
@@ -39,14 +45,15 @@ const PACKAGES: [&str; 15] = [
     "libseccomp2",
     "libxtables12",
     "runc",
+    "zlib1g",
 ];
 /// Modules needed to find the disks and the ports; they are in the initramfs. `crc32c_generic` is asked for by name
 /// at run time, so no dependency shows it.
 const BOOT_MODULES: [&str; 6] = ["crc32c_generic", "virtio_pci", "virtio_blk", "virtio_console", "erofs", "overlay"];
 /// Modules loaded by stage 2 at every start.
-const START_MODULES: [&str; 7] = ["kvm_amd", "9p", "9pnet_virtio", "tun", "fuse", "loop", "virtio_rng"];
+const START_MODULES: [&str; 8] = ["kvm_amd", "9p", "9pnet_virtio", "tun", "vhost_net", "fuse", "loop", "virtio_rng"];
 /// Modules that are there when the kernel asks for them.
-const SPARE_MODULES: [&str; 31] = [
+const SPARE_MODULES: [&str; 32] = [
     "veth",
     "bridge",
     "br_netfilter",
@@ -76,14 +83,18 @@ const SPARE_MODULES: [&str; 31] = [
     "sch_ingress",
     "cls_u32",
     "cls_matchall",
+    "act_gact",
     "act_mirred",
     "vhost_vsock",
 ];
 /// Not needed in the machine, and large.
-const LEFT_OUT: [&str; 5] = [
+const LEFT_OUT: [&str; 8] = [
     "usr/share/",
     "usr/lib/x86_64-linux-gnu/gconv/",
     "usr/bin/containerd-shim-runc-v1",
+    "usr/bin/ss",
+    "usr/sbin/arpd",
+    "usr/lib/x86_64-linux-gnu/tc/",
     "usr/lib/systemd/",
     "usr/lib/debug/",
 ];

@@ -85,9 +85,9 @@ impl Host {
         self.0.get_api_version()
     }
 
-    /// Most vCPUs that KVM recommends.
-    pub fn vcpus_recommended(&self) -> usize {
-        self.0.get_nr_vcpus()
+    /// Most vCPUs that KVM takes (KVM_CAP_MAX_VCPUS). That may be more than the host has processors, on which they then take turns.
+    pub fn vcpus_max(&self) -> usize {
+        self.0.get_max_vcpus()
     }
 }
 
@@ -121,8 +121,8 @@ impl Vm {
     }
 
     /// Most vCPUs of one machine on this host.
-    pub fn vcpus_recommended(&self) -> usize {
-        self.host.vcpus_recommended()
+    pub fn vcpus_max(&self) -> usize {
+        self.host.vcpus_max()
     }
 
     /// A new vCPU. The first tells what kind of KVM this is.

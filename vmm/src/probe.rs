@@ -47,14 +47,14 @@ pub fn host() -> Result<Probe, ProbeError> {
     }
     let vm = Vm::new(host).map_err(ProbeError::Kvm)?;
     let kvm = vm.vcpu(0).and_then(|vcpu| vcpu.kind()).map_err(ProbeError::Kvm)?;
-    Ok(Probe { kvm, api_version, missing_capabilities, vcpus_max: vcpus_max(kvm, vm.vcpus_recommended()).into() })
+    Ok(Probe { kvm, api_version, missing_capabilities, vcpus_max: vcpus_max(kvm, vm.vcpus_max()).into() })
 }
 
-/// Most vCPUs of a machine on such a host.
-pub fn vcpus_max(kvm: KvmKind, recommended: usize) -> u8 {
-    let recommended = u8::try_from(recommended).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX);
+/// Most vCPUs of a machine on such a host. How many of them make sense is for the operator to say (`max_vcpus`, by default the host's processors).
+pub fn vcpus_max(kvm: KvmKind, taken: usize) -> u8 {
+    let taken = u8::try_from(taken).unwrap_or(VCPUS_MAX).clamp(1, VCPUS_MAX);
     match kvm {
-        KvmKind::Hardware => recommended,
+        KvmKind::Hardware => taken,
         KvmKind::Pvm => PVM_VCPUS_MAX,
     }
 }

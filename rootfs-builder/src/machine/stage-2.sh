@@ -23,7 +23,7 @@ ln -sf /proc/self/fd/1 /dev/stdout
 ln -sf /proc/self/fd/2 /dev/stderr
 hostname emulated
 ip link set lo up
-for module in kvm_amd 9p 9pnet_virtio tun fuse loop virtio_rng; do
+for module in kvm_amd 9p 9pnet_virtio tun vhost_net fuse loop virtio_rng; do
     modprobe $module || echo "stage-2: cannot load $module"
 done
 for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
