@@ -135,6 +135,30 @@ fn a_tap_that_ends_takes_the_link_down_and_the_machine_lives_on() {
 }
 
 #[test]
+fn what_the_kernel_says_of_a_tap_that_is_gone_is_no_fault_of_the_drivers() {
+    for complains_first in [true, false] {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let (vhost, told) = double();
+        let mut net = Net::over_vhost(config(), vec![Box::new(Silent(reader))], vec![vhost]).expect("a device");
+        let interrupt = RecordedInterrupt::new();
+        net.activate(activation(&net, &interrupt)).expect("starts");
+        let broken = told.lock().expect("whole").broken.take().expect("told");
+        if complains_first {
+            // Both are there when the thread looks next: the pipe ends before the eventfd is written.
+            drop(writer);
+            broken.write(1).expect("written");
+        } else {
+            drop(writer);
+            eventually("the link goes down", || life::link_status(&net) == 0);
+            broken.write(1).expect("written");
+        }
+        eventually("the link goes down", || interrupt.configs() == 1 && life::link_status(&net) == 0);
+        assert_eq!(net.stop().len(), 2);
+        assert!(!interrupt.reset_asked() && interrupt.losses().is_empty());
+    }
+}
+
+#[test]
 fn the_driver_chooses_how_many_pairs_get_frames_from_the_kernel_too() {
     let (first, second) = (double(), double());
     let told = [first.1, second.1];

@@ -146,14 +146,25 @@ impl VhostServer {
         Ok(more)
     }
 
-    /// The guest sees its link go down. The kernel drops what it still sends.
+    /// The guest sees its link go down. What it still sends stays with the kernel or is dropped, and what the kernel says of it is no fault of the driver's.
     fn lose_link(&mut self) {
-        if let Some(tap) = self.backends.first() {
+        let Some(tap) = self.backends.first() else { return };
+        self.events.forget(&tap.as_raw_fd());
+        self.events.forget(&self.broken);
+        if self.shared.link_is_up.swap(false, Ordering::SeqCst) {
             warn_limited!("device {}: the interface on the host is gone: the link is down", self.shared.name);
-            self.events.forget(&tap.as_raw_fd());
-            self.shared.link_is_up.store(false, Ordering::SeqCst);
             self.interrupt.signal_config();
         }
+    }
+
+    /// The kernel complains of a queue. It does so, too, of frames for a tap that is gone, maybe before that is seen here.
+    fn complaint(&mut self) -> Result<(), Fault> {
+        let mut now = self.events.wait(Some(Duration::ZERO)).map_err(Fault::io("epoll_wait"))?;
+        if now.any(|event| event.data() == TAP) || !self.shared.link_is_up.load(Ordering::SeqCst) {
+            self.lose_link();
+            return Ok(());
+        }
+        Err(Fault::Vhost)
     }
 
     /// Of a tap that is gone it makes no difference.
@@ -187,7 +198,7 @@ impl Serve for VhostServer {
                 match event.data() {
                     // Looked after below.
                     CONTROL_KICK => more = true,
-                    BROKEN => return Err(Fault::Vhost),
+                    BROKEN => self.complaint()?,
                     TAP => self.lose_link(),
                     _ => return Ok(()),
                 }
