@@ -52,6 +52,8 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 const GIVE_UP_DEADLINE: Duration = Duration::from_secs(2);
 /// How long the kernel has to end a killed daemon.
 const END_DEADLINE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long hooks have, of the time that is left then.
+const HOOKS_DEADLINE: Duration = Duration::from_millis(1500);
 /// Mounts on one place that are taken off; containerd makes one.
 const STACKED_MOUNTS_MAX: usize = 16;
 
@@ -85,10 +87,10 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
     if let Some(socket) = &arguments.socket {
         group.socket.clone_from(socket);
     }
-    let clean_up = || {
-        let undone = clean_up(&group);
-        hooks::settle(&arguments.id, &bundle);
-        undone
+    let mut hooks_are_owed = false;
+    let mut clean_up = || {
+        hooks_are_owed = true;
+        clean_up(&group)
     };
     let undone = match UnixStream::connect(&group.socket) {
         Ok(daemon) => match decide(ask_daemon(&group, &arguments.id), group.id == arguments.id) {
@@ -104,6 +106,9 @@ pub fn run(arguments: &Arguments) -> Result<(), DeleteError> {
         Err(_) => clean_up(),
     };
     unmount_rootfs(&bundle);
+    if hooks_are_owed {
+        hooks::settle(&arguments.id, &bundle, HOOKS_DEADLINE);
+    }
     answer().map_err(DeleteError::Answer)?;
     group.socket.parent().into_iter().for_each(sweep);
     undone

@@ -59,12 +59,12 @@ impl Containers {
         let opened = Opened::open(&new.stdio, self.owner(&new.id)).await?;
         let pod = self.machine.pod().await?;
         let wanted = new.stdio.wanted(console_size(new.oci.process().as_ref()));
-        let hooks = Hooks::of(&new.id, &new.bundle, &new.oci);
+        let hooks = Hooks::of(&new.id, &new.bundle, &new.oci).map(|hooks| hooks.unless(reservation.doomed()));
         let spec = ContainerSpec { id: new.id.clone(), oci: new.oci, rootfs: new.rootfs, stdio: wanted };
         let (_guest_pid, streams) = pod.create_container(spec).await?;
         let pid = pod.host_pid(&new.id);
         let completed = match opened.connect(streams) {
-            Ok(stdio) => complete(&reservation, hooks.as_ref(), pid).await.map(|()| stdio),
+            Ok(stdio) => complete(&reservation, hooks.as_ref(), self.pid()).await.map(|()| stdio),
             Err(error) => {
                 Err(Refusal::new(ErrorKind::Internal, format!("cannot copy the stdio of {}: {error}", new.id)))
             }
@@ -73,7 +73,7 @@ impl Containers {
             Ok(stdio) => stdio,
             Err(refusal) => {
                 let _ = pod.delete(&first(&new.id)).await;
-                hooks::in_turn(hooks, |hooks| hooks.after_stop()).await;
+                hooks::in_turn(hooks, Hooks::after_stop).await?;
                 return Err(refusal);
             }
         };
@@ -129,9 +129,9 @@ impl Containers {
     }
 }
 
-/// What comes between a container in the guest and one that is there for everybody.
+/// What comes between a container in the guest and one that is there for everybody. The pid is the machine's.
 async fn complete(reservation: &Reservation, hooks: Option<&Hooks>, pid: u32) -> Result<(), Refusal> {
-    let run = hooks::in_turn(hooks.cloned(), move |hooks| hooks.before_start(pid)).await;
+    let run = hooks::in_turn(hooks.cloned(), move |hooks| hooks.before_start(pid)).await?;
     run.unwrap_or(Ok(()))?;
     reservation.check_wanted()
 }

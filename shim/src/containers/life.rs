@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     events::Event,
-    hooks,
+    hooks::{self, Hooks},
     lifecycle::Lifecycle,
     lock::held,
     machine::PodFront,
@@ -30,13 +30,22 @@ impl Containers {
         held(&process.life).request_start()?;
         match self.start_in_guest(&process).await {
             Ok(pod) => {
+                // Who deletes it waits for its hooks, if it has any.
+                let _undeleted = match process.hooks {
+                    Some(_) => Some(process.deleted.lock().await),
+                    None => None,
+                };
                 self.announce(&process, Lifecycle::started);
                 if !id.exec_id.is_empty() {
                     self.watch(Arc::clone(&process), pod);
                 }
-                let pid = process.pid;
-                hooks::in_turn(process.hooks.clone(), move |hooks| hooks.after_start(pid)).await;
-                Ok(pid)
+                let machine = self.pid();
+                if let Err(refusal) =
+                    hooks::in_turn(process.hooks.clone(), move |hooks| hooks.after_start(machine)).await
+                {
+                    log::warn!("{refusal}; {} goes on", name(id));
+                }
+                Ok(process.pid)
             }
             Err(refusal) if id.exec_id.is_empty() => {
                 self.announce(&process, Lifecycle::start_failed);
@@ -101,7 +110,7 @@ impl Containers {
         let exit = self.delete_in_guest(id).await?.or(ended).unwrap_or_else(killed_now);
         self.announce(&process, |life| life.ended(exit));
         let exit = held(&process.life).exit().unwrap_or(exit);
-        hooks::in_turn(process.hooks.clone(), |hooks| hooks.after_stop()).await;
+        hooks::in_turn(process.hooks.clone(), Hooks::after_stop).await?;
         *deleted = true;
         if self.forget(id) && id.exec_id.is_empty() {
             self.publisher.publish(Event::Deleted(id.container_id.clone(), process.pid, exit));

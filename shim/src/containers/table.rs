@@ -135,6 +135,11 @@ impl Reservation {
         }
     }
 
+    /// True from the moment on at which somebody has deleted it.
+    pub(super) fn doomed(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.doomed)
+    }
+
     /// The process of this name is made.
     pub(super) fn fill(mut self, process: Arc<Process>) {
         if let Some(id) = self.id.take() {

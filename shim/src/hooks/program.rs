@@ -6,35 +6,61 @@ use std::{
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    time::Duration,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
 };
 
 use oci_spec::runtime::Hook;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, memfd_create},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
 /// Most of a hook's words that an error has: the last ones.
 const WORDS_LEN_MAX: u64 = 2048;
 
+/// How often a hook that runs is asked about, where its container may become unwanted meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What ends a hook besides its own timeout.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Limits<'a> {
+    /// Nobody wants its container any more.
+    pub unwanted: Option<&'a AtomicBool>,
+    /// The end of the time of whoever runs it.
+    pub deadline: Option<Instant>,
+}
+
+impl Limits<'_> {
+    fn is_over(&self) -> bool {
+        self.unwanted.is_some_and(|unwanted| unwanted.load(Ordering::Relaxed))
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
+
 /// Why a hook failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// It does not start, or cannot be waited for.
+    /// It does not start.
     #[error("{0}; is it there, and executable?")]
-    Run(#[from] io::Error),
+    Start(#[source] io::Error),
+    /// It cannot be talked to or waited for.
+    #[error("the host does not give what it takes to run it: {0}")]
+    Host(#[from] io::Error),
     /// It ended badly.
     #[error("{status}; it said: {words}")]
     Status { status: ExitStatus, words: String },
     /// It took too long, by its own measure.
     #[error("it did not end within its timeout of {0:?} and was killed")]
     Timeout(Duration),
+    /// It took too long for whoever ran it.
+    #[error("it was killed, as nobody could wait for it any longer")]
+    Over,
 }
 
 /// Runs it in `folder`, with `state` on its standard input and no environment but its own.
-pub(super) fn run(hook: &Hook, folder: &Path, state: &[u8]) -> Result<(), Failure> {
+pub(super) fn run(hook: &Hook, folder: &Path, state: &[u8], limits: Limits<'_>) -> Result<(), Failure> {
     // A file, and not pipes: nobody has to read while it runs, and what it leaves running holds nobody up.
     let mut said = File::from(memfd_create("hook", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
     let mut input = File::from(memfd_create("state", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
@@ -42,7 +68,7 @@ pub(super) fn run(hook: &Hook, folder: &Path, state: &[u8]) -> Result<(), Failur
     input.seek(SeekFrom::Start(0))?;
     let mut command = command(hook);
     command.current_dir(folder).stdin(input).stdout(said.try_clone()?).stderr(said.try_clone()?);
-    let status = end_of(command.spawn()?, timeout(hook))?;
+    let status = end_of(command.spawn().map_err(Failure::Start)?, timeout(hook), limits)?;
     if status.success() {
         return Ok(());
     }
@@ -56,7 +82,8 @@ fn command(hook: &Hook) -> Command {
         command.arg0(name);
     }
     let environment = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
-    command.args(words).env_clear().envs(environment).stdin(Stdio::null());
+    // A group of its own, so that a kill takes along what it has started.
+    command.args(words).env_clear().envs(environment).stdin(Stdio::null()).process_group(0);
     command
 }
 
@@ -65,21 +92,31 @@ fn timeout(hook: &Hook) -> Option<Duration> {
     seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
-/// Waits for its end; without a timeout for as long as it takes.
-fn end_of(mut child: Child, timeout: Option<Duration>) -> Result<ExitStatus, Failure> {
-    if let Some(timeout) = timeout.filter(|timeout| !ends_within(&child, *timeout)) {
-        child.kill()?;
-        child.wait()?;
-        return Err(Failure::Timeout(timeout));
+/// Waits for its end; without a timeout for as long as it is wanted.
+fn end_of(mut child: Child, timeout: Option<Duration>, limits: Limits<'_>) -> Result<ExitStatus, Failure> {
+    let ended = wait_for(&child, timeout, limits);
+    if ended.is_err() {
+        let group = Pid::from_child(&child);
+        // It may have ended just now, and its group with it.
+        let _ = kill_process_group(group, Signal::KILL);
     }
-    Ok(child.wait()?)
+    let status = child.wait()?;
+    ended.map(|()| status)
 }
 
-fn ends_within(child: &Child, timeout: Duration) -> bool {
-    let Ok(pidfd) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else { return true };
-    let timeout = Timespec { tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: 0 };
-    rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)))
-        .is_ok_and(|ended| ended > 0)
+fn wait_for(child: &Child, timeout: Option<Duration>, limits: Limits<'_>) -> Result<(), Failure> {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).map_err(io::Error::from)?;
+    let begun = Instant::now();
+    let step = Timespec { tv_sec: 0, tv_nsec: LOOK_EVERY.subsec_nanos().into() };
+    loop {
+        let ended = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&step)));
+        match (ended.map_err(io::Error::from)?, timeout) {
+            (1.., _) => return Ok(()),
+            (_, Some(timeout)) if begun.elapsed() >= timeout => return Err(Failure::Timeout(timeout)),
+            _ if limits.is_over() => return Err(Failure::Over),
+            _ => {}
+        }
+    }
 }
 
 fn last_words(said: &mut File) -> io::Result<String> {

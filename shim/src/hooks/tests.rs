@@ -49,7 +49,7 @@ fn each_runs_in_its_turn_and_those_at_the_end_once() {
     hooks.after_start(7);
     hooks.after_stop();
     hooks.after_stop();
-    settle("c1", bundle.0.path());
+    settle("c1", bundle.0.path(), Duration::from_secs(10));
     assert_eq!(bundle.written(), "one\ntwo\nthree\nfour\nfive\nsix\n");
     assert!(!bundle.owes());
 }
@@ -106,10 +106,55 @@ fn what_a_hook_leaves_running_holds_nobody_up() {
 #[test]
 fn whoever_cleans_up_after_a_killed_shim_runs_what_it_owed() {
     let bundle = Bundle::new(json!({ "prestart": [says("got")], "poststop": [says("gave back")] }));
-    settle("c1", bundle.0.path());
+    settle("c1", bundle.0.path(), Duration::from_secs(10));
     assert_eq!(bundle.written(), "", "no hook has run");
     bundle.hooks().before_start(1).expect("it succeeds");
-    settle("c1", bundle.0.path());
-    settle("c1", bundle.0.path());
+    settle("c1", bundle.0.path(), Duration::from_secs(10));
+    settle("c1", bundle.0.path(), Duration::from_secs(10));
     assert_eq!(bundle.written(), "got\ngave back\n");
+}
+
+#[test]
+fn a_bundle_that_goes_first_costs_no_hook_at_the_end() {
+    let kept = tempfile::tempdir().expect("a folder");
+    let note = kept.path().join("note");
+    let bundle = Bundle::new(json!({ "poststop": [sh(&format!("pwd > {}", note.display()))] }));
+    let hooks = bundle.hooks();
+    hooks.before_start(1).expect("there are none");
+    fs::remove_dir_all(bundle.0.path()).expect("removed");
+    hooks.after_stop();
+    assert_eq!(fs::read_to_string(note).expect("it ran"), "/\n");
+}
+
+#[test]
+fn a_hook_of_an_unwanted_container_is_killed_with_all_that_it_started() {
+    let bundle = Bundle::new(json!({ "prestart": [sh("sleep 1000 & echo $! > out; wait")] }));
+    let unwanted = Arc::new(AtomicBool::new(false));
+    let hooks = bundle.hooks().unless(unwanted.clone());
+    let message = thread::scope(|scope| {
+        let run = scope.spawn(|| hooks.before_start(1));
+        while bundle.written().is_empty() {
+            thread::yield_now();
+        }
+        unwanted.store(true, Ordering::SeqCst);
+        run.join().expect("no panic").expect_err("killed").message
+    });
+    assert!(message.contains("nobody could wait"), "{message}");
+    let child: i32 = bundle.written().trim().parse().expect("a pid");
+    let child = rustix::process::Pid::from_raw(child).expect("a pid");
+    // Its end comes with the signal; who reaps it is not ours to say.
+    let is_running = || {
+        fs::read_to_string(format!("/proc/{}/stat", child.as_raw_nonzero())).is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    while is_running() {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn whoever_cleans_up_waits_no_longer_than_it_may() {
+    let bundle = Bundle::new(json!({ "poststop": [sh("sleep 1000"), says("second")] }));
+    bundle.hooks().before_start(1).expect("there are none");
+    settle("c1", bundle.0.path(), Duration::from_millis(1));
+    assert!(!bundle.owes());
 }
