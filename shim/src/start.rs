@@ -77,6 +77,9 @@ pub fn run(arguments: &Arguments) -> Result<(), StartError> {
     if let Some(socket) = &bootstrap.arguments.socket {
         group.socket.clone_from(socket);
     }
+    // Held until containerd knows: a `start` that is killed before leaves the lock, and by it all that nobody was told of is found.
+    let socket = || group.socket.display().to_string();
+    let _lock = group.lock().map_err(|error| StartError::SocketFolder(socket(), error))?;
     let spawned = find_or_spawn(&group, &bootstrap, &bundle)?;
     tell(&group, &bootstrap, &bundle).inspect_err(|_| spawned.into_iter().for_each(|daemon| take_back(daemon, &group)))
 }
@@ -93,20 +96,18 @@ fn tell(group: &Group, bootstrap: &Bootstrap, bundle: &Path) -> Result<(), Start
 fn take_back(mut daemon: Child, group: &Group) {
     let _ = daemon.kill();
     let _ = daemon.wait();
-    group.remove_socket(false);
+    let _ = fs::remove_file(&group.socket);
     if let Err(error) = pod::clean_up(&group.state_dir) {
         eprintln!("{error}");
     }
-    let _lock = group.lock();
     if let Some(cgroup) = HostCgroup::read_record(&group.cgroup_record()) {
         pod_cgroup::leave(group, &cgroup);
     }
 }
 
-/// The daemon, if it was not there before.
+/// The daemon, if it was not there before. The caller holds the lock.
 fn find_or_spawn(group: &Group, bootstrap: &Bootstrap, bundle: &Path) -> Result<Option<Child>, StartError> {
     let socket = group.socket.display().to_string();
-    let _lock = group.lock().map_err(|error| StartError::SocketFolder(socket.clone(), error))?;
     match UnixStream::connect(&group.socket) {
         Ok(_) => return Ok(None),
         // A socket nobody listens to is what a killed daemon left.

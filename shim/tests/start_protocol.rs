@@ -2,10 +2,11 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -315,6 +316,29 @@ fn a_start_that_cannot_tell_its_address_takes_its_daemon_back() {
     let output = host.start(&bundle, "c", b"");
     assert!(!output.status.success(), "{output:?}");
     assert!(host.sockets().is_empty(), "a daemon that nobody knows still listens");
+}
+
+/// containerd calls `delete` for no start that it did not hear of; the next one to come by has to find what it left.
+#[test]
+fn a_start_killed_with_its_daemon_before_containerd_has_heard_of_it_is_swept_up() {
+    let host = Host::new();
+    let bundle = host.bundle("c", ALONE);
+    let (_reader, writer) = io::pipe().expect("a pipe");
+    // A pipe that is full: the start stands where it tells its address.
+    rustix::io::ioctl_fionbio(&writer, true).expect("a pipe");
+    while (&writer).write(&[0; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).expect("a pipe");
+    let mut start = host.shim(&bundle, "c", "start").stdin(Stdio::null()).stdout(writer).spawn().expect("spawned");
+    while !bundle.join("address").exists() {
+        thread::yield_now();
+    }
+    let socket = fs::read_to_string(bundle.join("address")).expect("whole");
+    start.kill().expect("it waits");
+    start.wait().expect("ended");
+    kill_daemon(Path::new(socket.trim_start_matches("unix://")));
+    assert!(!host.sockets().is_empty(), "nobody has come by");
+    run(host.shim(&host.bundle("other", ALONE), "other", "delete"), b"");
+    assert_eq!(host.sockets(), Vec::<PathBuf>::new());
 }
 
 #[test]
