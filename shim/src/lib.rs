@@ -14,6 +14,8 @@
 //!           └─> sandbox_service ─┘      ├─> publisher ─> containerd's events service
 //!                                       └─> stdio (fifo, file, logging program <-> stream)
 //! ```
+//! What a container's configuration wants run on the host around its life (OCI hooks), [`hooks`] runs, each sequence on a thread of its own.
+//!
 //! Both services ask for the pod by a `pod_request`, and for its end by `ending`.
 //!
 //! A request that changes something runs in a task of its own: containerd may hang up in the middle (it restarts), and a

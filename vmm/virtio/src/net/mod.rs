@@ -19,7 +19,8 @@
 //! An interface that comes is another device; the machine has places for those.
 //!
 //! # vhost-net
-//! Where the operator wishes it, the host's kernel moves the frames instead of the server ([`vhost`]). Nothing of what passes is then seen here.
+//! Where the operator wishes it, the host's kernel moves the frames instead of the server ([`vhost`]). Nothing of what passes is then seen here, and what is sent
+//! after the link is down may stay in the queue instead.
 
 mod backend;
 mod control;
