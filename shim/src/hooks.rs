@@ -37,7 +37,7 @@ use pod::ErrorKind;
 use serde_json::{Value, json};
 
 use self::program::Limits;
-use crate::{bundle, refusal::Refusal};
+use crate::{bundle, doom::Doom, refusal::Refusal};
 
 /// Stack of a thread that waits for hooks.
 const STACK_LEN: usize = 128 * 1024;
@@ -53,7 +53,7 @@ pub struct Hooks {
     /// Hooks have run whose effects the last ones take back.
     owed: Arc<AtomicBool>,
     /// Nobody wants the container any more.
-    unwanted: Arc<AtomicBool>,
+    unwanted: Arc<Doom>,
 }
 
 /// Where a container is in its life, in OCI's words.
@@ -78,7 +78,7 @@ impl Hooks {
     }
 
     /// The same, for a container that may become unwanted while hooks run; those before its start end then.
-    pub fn unless(self, unwanted: Arc<AtomicBool>) -> Self {
+    pub fn unless(self, unwanted: Arc<Doom>) -> Self {
         Self { unwanted, ..self }
     }
 

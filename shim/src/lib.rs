@@ -34,6 +34,7 @@ pub mod bundle;
 pub mod containers;
 pub mod daemon;
 pub mod delete;
+pub mod doom;
 pub mod ending;
 pub mod events;
 pub mod giving_up;

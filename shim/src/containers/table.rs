@@ -2,17 +2,14 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
 use pod::{ErrorKind, ProcessId};
 use tokio::sync::watch;
 
 use super::process::{Process, name};
-use crate::{lock::held, refusal::Refusal};
+use crate::{doom::Doom, lock::held, refusal::Refusal};
 
 enum Slot {
     /// Being made: the name is taken, and all that can be done to it is to delete it, which waits.
@@ -24,7 +21,7 @@ enum Slot {
 #[derive(Clone)]
 struct Making {
     /// Whether it is not wanted any more.
-    doomed: Arc<AtomicBool>,
+    doomed: Arc<Doom>,
     /// Ends when it is made, or cannot be.
     over: watch::Receiver<()>,
 }
@@ -78,7 +75,7 @@ impl Table {
                 Some(Slot::Reserved(making)) => making.clone(),
                 None => return Err(Refusal::not_found(name(id))),
             };
-            making.doomed.store(true, Ordering::Relaxed);
+            making.doomed.tell();
             let mut over = making.over;
             let _ = over.changed().await;
         }
@@ -93,7 +90,7 @@ impl Table {
             Entry::Occupied(_) => Err(Refusal::new(ErrorKind::AlreadyExists, format!("{} exists already", name(&id)))),
             Entry::Vacant(slot) => {
                 let (over, end) = watch::channel(());
-                let doomed = Arc::new(AtomicBool::new(false));
+                let doomed = Arc::<Doom>::default();
                 slot.insert(Slot::Reserved(Making { doomed: Arc::clone(&doomed), over: end }));
                 Ok(Reservation { table: self.clone(), id: Some(id), doomed, _over: over })
             }
@@ -116,7 +113,7 @@ impl Table {
 pub(super) struct Reservation {
     table: Table,
     id: Option<ProcessId>,
-    doomed: Arc<AtomicBool>,
+    doomed: Arc<Doom>,
     /// Dropped last, when the table says how it went.
     _over: watch::Sender<()>,
 }
@@ -128,15 +125,15 @@ impl Reservation {
     /// Somebody has.
     pub(super) fn check_wanted(&self) -> Result<(), Refusal> {
         match &self.id {
-            Some(id) if self.doomed.load(Ordering::Relaxed) => {
+            Some(id) if self.doomed.is_told() => {
                 Err(Refusal::new(ErrorKind::Unavailable, format!("{} was deleted while it was being made", name(id))))
             }
             _ => Ok(()),
         }
     }
 
-    /// True from the moment on at which somebody has deleted it.
-    pub(super) fn doomed(&self) -> Arc<AtomicBool> {
+    /// Told when somebody deletes it before it is made.
+    pub(super) fn doomed(&self) -> Arc<Doom> {
         Arc::clone(&self.doomed)
     }
 

@@ -6,37 +6,30 @@ use std::{
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use oci_spec::runtime::Hook;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{MemfdFlags, memfd_create},
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create},
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
+use crate::doom::Doom;
+
 /// Most of a hook's words that an error has: the last ones.
 const WORDS_LEN_MAX: u64 = 2048;
-
-/// How often a hook that runs is asked about, where its container may become unwanted meanwhile.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Most that a hook may say: its writes fail from there on. What it says is memory of the host until it has ended.
+const SAID_LEN_MAX: u64 = 16 << 20;
 
 /// What ends a hook besides its own timeout.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Limits<'a> {
     /// Nobody wants its container any more.
-    pub unwanted: Option<&'a AtomicBool>,
+    pub unwanted: Option<&'a Doom>,
     /// The end of the time of whoever runs it.
     pub deadline: Option<Instant>,
-}
-
-impl Limits<'_> {
-    fn is_over(&self) -> bool {
-        self.unwanted.is_some_and(|unwanted| unwanted.load(Ordering::Relaxed))
-            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
-    }
 }
 
 /// Why a hook failed.
@@ -62,7 +55,7 @@ pub(super) enum Failure {
 /// Runs it in `folder`, with `state` on its standard input and no environment but its own.
 pub(super) fn run(hook: &Hook, folder: &Path, state: &[u8], limits: Limits<'_>) -> Result<(), Failure> {
     // A file, and not pipes: nobody has to read while it runs, and what it leaves running holds nobody up.
-    let mut said = File::from(memfd_create("hook", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
+    let mut said = bounded_file()?;
     let mut input = File::from(memfd_create("state", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
     input.write_all(state)?;
     input.seek(SeekFrom::Start(0))?;
@@ -73,6 +66,14 @@ pub(super) fn run(hook: &Hook, folder: &Path, state: &[u8], limits: Limits<'_>) 
         return Ok(());
     }
     Err(Failure::Status { status, words: last_words(&mut said)? })
+}
+
+/// A file of [`SAID_LEN_MAX`] that does not grow; what is not written costs nothing.
+fn bounded_file() -> io::Result<File> {
+    let file = memfd_create("hook", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&file, SAID_LEN_MAX)?;
+    fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(file.into())
 }
 
 fn command(hook: &Hook) -> Command {
@@ -106,23 +107,34 @@ fn end_of(mut child: Child, timeout: Option<Duration>, limits: Limits<'_>) -> Re
 
 fn wait_for(child: &Child, timeout: Option<Duration>, limits: Limits<'_>) -> Result<(), Failure> {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).map_err(io::Error::from)?;
-    let begun = Instant::now();
-    let step = Timespec { tv_sec: 0, tv_nsec: LOOK_EVERY.subsec_nanos().into() };
+    let unwanted = limits.unwanted.map(Doom::event).transpose()?;
+    let own_end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     loop {
-        let ended = rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&step)));
-        match (ended.map_err(io::Error::from)?, timeout) {
-            (1.., _) => return Ok(()),
-            (_, Some(timeout)) if begun.elapsed() >= timeout => return Err(Failure::Timeout(timeout)),
-            _ if limits.is_over() => return Err(Failure::Over),
+        let now = Instant::now();
+        match (timeout, own_end, limits.deadline) {
+            (Some(timeout), Some(end), _) if end <= now => return Err(Failure::Timeout(timeout)),
+            (.., Some(end)) if end <= now => return Err(Failure::Over),
             _ => {}
+        }
+        let next = own_end.into_iter().chain(limits.deadline).min().map(|end| end - now);
+        let mut waits = vec![PollFd::new(&pidfd, PollFlags::IN)];
+        waits.extend(unwanted.iter().map(|unwanted| PollFd::new(unwanted, PollFlags::IN)));
+        let longest = next.and_then(|next| Timespec::try_from(next).ok());
+        rustix::io::retry_on_intr(|| poll(&mut waits, longest.as_ref())).map_err(io::Error::from)?;
+        if !waits[0].revents().is_empty() {
+            return Ok(());
+        }
+        if waits.get(1).is_some_and(|unwanted| !unwanted.revents().is_empty()) {
+            return Err(Failure::Over);
         }
     }
 }
 
+/// The end of what it said; the position of a file that has one writer after the other is how much there is.
 fn last_words(said: &mut File) -> io::Result<String> {
-    let len = said.metadata()?.len();
+    let len = said.stream_position()?;
     said.seek(SeekFrom::Start(len.saturating_sub(WORDS_LEN_MAX)))?;
     let mut words = Vec::new();
-    said.take(WORDS_LEN_MAX).read_to_end(&mut words)?;
+    said.take(len.min(WORDS_LEN_MAX)).read_to_end(&mut words)?;
     Ok(String::from_utf8_lossy(&words).trim().to_owned())
 }

@@ -129,14 +129,14 @@ fn a_bundle_that_goes_first_costs_no_hook_at_the_end() {
 #[test]
 fn a_hook_of_an_unwanted_container_is_killed_with_all_that_it_started() {
     let bundle = Bundle::new(json!({ "prestart": [sh("sleep 1000 & echo $! > out; wait")] }));
-    let unwanted = Arc::new(AtomicBool::new(false));
+    let unwanted = Arc::<Doom>::default();
     let hooks = bundle.hooks().unless(unwanted.clone());
     let message = thread::scope(|scope| {
         let run = scope.spawn(|| hooks.before_start(1));
         while bundle.written().is_empty() {
             thread::yield_now();
         }
-        unwanted.store(true, Ordering::SeqCst);
+        unwanted.tell();
         run.join().expect("no panic").expect_err("killed").message
     });
     assert!(message.contains("nobody could wait"), "{message}");
@@ -149,6 +149,14 @@ fn a_hook_of_an_unwanted_container_is_killed_with_all_that_it_started() {
     while is_running() {
         thread::yield_now();
     }
+}
+
+#[test]
+fn a_hook_that_says_more_than_anybody_keeps_fails_and_its_last_words_are_known() {
+    let bundle = Bundle::new(json!({ "prestart": [sh("yes words | head -c 17000000; exit 7")] }));
+    let message = bundle.hooks().before_start(1).expect_err("it fails").message;
+    let told = message.contains("exit status: 7") && message.contains("words\nwords");
+    assert!(told && message.len() < 4096, "{message}");
 }
 
 #[test]
