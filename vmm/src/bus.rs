@@ -1,4 +1,4 @@
-//! Where a guest's access to a port or a device register ends up.
+//! Where a guest's access to a port, or its write to a device register, ends up. Registers are read as memory (`vmm_virtio::mmio::Window`).
 
 use std::{
     io,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use vmm_boot::{MMIO_SLOT_LEN, MMIO_START};
-use vmm_virtio::{MmioTransport, TransportEvent, mmio::read_placeholder};
+use vmm_virtio::{MmioTransport, TransportEvent};
 
 use crate::{
     event::{Event, EventSender},
@@ -39,18 +39,7 @@ impl Bus {
         lock(&self.ports).write(port, data)
     }
 
-    /// An address without memory is read. Where no device is, all bits are one, as on a bus that nobody drives.
-    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        match self.slot(address) {
-            Some((slot, offset)) => match &mut *lock(slot) {
-                Some(device) => device.read(offset, data),
-                None => read_placeholder(offset, data),
-            },
-            None => data.fill(0xff),
-        }
-    }
-
-    /// An address without memory is written. Where no device is, nothing happens.
+    /// A register is written, or an address without memory. Where no device is, nothing happens.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
         let Some((slot, offset)) = self.slot(address) else { return };
         let mut device = lock(slot);

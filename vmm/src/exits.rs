@@ -1,12 +1,16 @@
-//! Counters of VM exits by reason: one set a vCPU, written by its thread alone, read by anyone at any time.
+//! Counters of VM exits by reason: one set a vCPU, written by its thread alone, read by anyone at any time. Acknowledgements of interrupts, which KVM
+//! answers by itself, are counted by the eventfd that it rings for each.
 
 use std::{
     collections::BTreeMap,
+    io,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Why a vCPU came back from KVM_RUN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,9 +20,9 @@ pub enum ExitReason {
     IoIn,
     /// Write of a port.
     IoOut,
-    /// Read of a device register.
+    /// Read of an address without memory, of which a driver of ours does none.
     MmioRead,
-    /// Write of a device register (queue notifications are not among them: KVM turns them into events).
+    /// Write of a device register (queue notifications and acknowledgements of interrupts are not among them: KVM turns them into events).
     MmioWrite,
     /// HLT, when KVM does not wait itself.
     Halt,
@@ -47,26 +51,62 @@ impl ExitCounters {
     }
 }
 
+/// The name of acknowledgements among the reasons.
+const ACKNOWLEDGED: &str = "acknowledged";
+
 /// The counters of all vCPUs, and what they were at the agent's call.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Exits {
-    vcpus: Arc<Mutex<Vec<Arc<ExitCounters>>>>,
+    counters: Arc<Mutex<Counters>>,
+    acknowledgements: Arc<EventFd>,
     at_call: Arc<OnceLock<BTreeMap<String, u64>>>,
 }
 
+#[derive(Debug, Default)]
+struct Counters {
+    vcpus: Vec<Arc<ExitCounters>>,
+    /// What the eventfd has told until now: a read takes its count away.
+    acknowledged: u64,
+}
+
+impl Counters {
+    fn total(&mut self, acknowledgements: &EventFd) -> BTreeMap<String, u64> {
+        // Its one error is that there was none since.
+        self.acknowledged += acknowledgements.read().unwrap_or(0);
+        let sum = |index: usize| self.vcpus.iter().map(|counters| counters.0[index].load(Relaxed)).sum::<u64>();
+        let exits = NAMES.iter().enumerate().map(|(index, name)| (*name, sum(index)));
+        let all = exits.chain([(ACKNOWLEDGED, self.acknowledged)]);
+        all.filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), count)).collect()
+    }
+}
+
 impl Exits {
+    /// Counters without vCPUs. Fails when there is no descriptor to be had.
+    pub fn new() -> io::Result<Self> {
+        let acknowledgements = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Self { counters: Arc::default(), acknowledgements: Arc::new(acknowledgements), at_call: Arc::default() })
+    }
+
+    /// What KVM rings for each acknowledgement. Nobody waits for it.
+    pub fn acknowledgements(&self) -> &EventFd {
+        &self.acknowledgements
+    }
+
+    /// A panic ends the process (`panic = abort`), so that no lock is ever poisoned.
+    fn counters(&self) -> MutexGuard<'_, Counters> {
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counters for one more vCPU.
     pub fn add_vcpu(&self) -> Arc<ExitCounters> {
         let counters = Arc::new(ExitCounters::default());
-        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner).push(counters.clone());
+        self.counters().vcpus.push(counters.clone());
         counters
     }
 
     /// Sums over all vCPUs; reasons that never occurred are left out.
     pub fn total(&self) -> BTreeMap<String, u64> {
-        let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-        let sum = |index: usize| vcpus.iter().map(|counters| counters.0[index].load(Relaxed)).sum::<u64>();
-        (0..NAMES.len()).map(|index| (NAMES[index].to_owned(), sum(index))).filter(|(_, count)| *count > 0).collect()
+        self.counters().total(&self.acknowledgements)
     }
 
     /// Keeps the sums of this moment, the first time.
@@ -86,7 +126,7 @@ mod tests {
 
     #[test]
     fn sums_run_over_all_vcpus_and_the_call_freezes_a_copy() {
-        let exits = Exits::default();
+        let exits = Exits::new().expect("a descriptor");
         let (first, second) = (exits.add_vcpu(), exits.add_vcpu());
         first.count(ExitReason::IoOut);
         second.count(ExitReason::IoOut);
@@ -96,5 +136,17 @@ mod tests {
         exits.note_call();
         assert_eq!(exits.at_call(), BTreeMap::from([("io_out".to_owned(), 2)]));
         assert_eq!(exits.total()["failure"], 1);
+    }
+
+    #[test]
+    fn acknowledgements_add_up_however_often_somebody_asks() {
+        let exits = Exits::new().expect("a descriptor");
+        let rung = exits.acknowledgements();
+        assert!(exits.total().is_empty());
+        for sum in [2, 4] {
+            rung.write(1).expect("room");
+            rung.write(1).expect("room");
+            assert_eq!(exits.total(), BTreeMap::from([("acknowledged".to_owned(), sum)]));
+        }
     }
 }

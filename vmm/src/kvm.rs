@@ -6,14 +6,15 @@ use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::GuestMemoryBackend;
 use vmm_boot::{BootCpu, DescriptorTable, IDENTITY_MAP_ADDRESS, SegmentState, TSS_ADDRESS};
 use vmm_control::KvmKind;
 use vmm_sys_util::{errno, eventfd::EventFd};
 
 use crate::{
     cpuid::{self, Topology},
-    sys,
+    memory::Memory,
+    sys::{self, Access},
 };
 
 /// Why KVM did not do what was asked.
@@ -44,8 +45,9 @@ fn refused(operation: &'static str) -> impl FnOnce(errno::Error) -> KvmError {
 }
 
 /// What the machine cannot do without, by KVM's own names.
-const REQUIRED: [(Cap, &str); 8] = [
+const REQUIRED: [(Cap, &str); 9] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
     (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),
@@ -131,11 +133,13 @@ impl Vm {
         Ok(Vcpu { index, fd })
     }
 
-    /// Gives the guest its memory.
-    pub fn set_memory(&self, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
+    /// Gives the guest its memory, and shows it the registers of its devices, which it then reads as memory; its writes there exit to us.
+    pub fn set_memory(&self, memory: &Memory) -> Result<(), KvmError> {
+        let ram = memory.mapped().iter().map(|region| (region, Access::ReadWrite));
+        let registers = memory.registers().iter().map(|region| (region, Access::ReadOnly));
         (0u32..)
-            .zip(memory.iter())
-            .try_for_each(|(slot, region)| sys::set_memory_slot(&self.fd, slot, region))
+            .zip(ram.chain(registers))
+            .try_for_each(|(slot, (region, access))| sys::set_memory_slot(&self.fd, slot, region, access))
             .map_err(refused("guest memory (KVM_SET_USER_MEMORY_REGION)"))
     }
 

@@ -20,9 +20,10 @@ use crate::{
     marks::Marks,
     memory::Memory,
     network::HostEnds,
-    places::{PlaceError, Places, Wires},
+    places::{PlaceError, Places},
     process::chain,
     vcpu::{VcpuEnd, VcpuThread},
+    wiring::Wires,
 };
 
 /// How long the vCPUs, and after them the devices, may take to stop. A device that waits for a stuck server is left behind: the process ends anyhow.
@@ -78,12 +79,14 @@ impl Machine {
                             let vhosts = taps.split_off(taps.len().saturating_sub(vhosts));
                             HostEnds { taps, vhosts }
                         });
-                        let attach =
-                            |places: &mut Places, wires: &Wires<'_>| places.attach(place, &interface, ends?, wires);
+                        let attach = |places: &mut Places, wires: Wires<'_>, bus: &Bus| {
+                            places.attach(place, &interface, ends?, wires, bus)
+                        };
                         control.send(&self.change_network(place, attach))?;
                     }
                     ToMachine::DetachNetwork { place } => {
-                        control.send(&self.change_network(place, |places, wires| places.detach(place, wires)))?;
+                        control
+                            .send(&self.change_network(place, |places, wires, bus| places.detach(place, wires, bus)))?;
                     }
                     ToMachine::Stop => return Ok(self.stop(Ending::Stopped)),
                     // Sent once, first; a second one has no meaning.
@@ -108,10 +111,10 @@ impl Machine {
     fn change_network(
         &mut self,
         place: usize,
-        change: impl FnOnce(&mut Places, &Wires<'_>) -> Result<(), PlaceError>,
+        change: impl FnOnce(&mut Places, Wires<'_>, &Bus) -> Result<(), PlaceError>,
     ) -> FromMachine {
-        let wires = Wires { vm: &self.vm, memory: &self.memory, bus: &self.bus, events: &self.sender };
-        let changed = change(&mut self.networks, &wires);
+        let wires = Wires { vm: &self.vm, memory: &self.memory, exits: &self.exits, events: &self.sender };
+        let changed = change(&mut self.networks, wires, &self.bus);
         FromMachine::NetworkChanged { place, failure: changed.err().map(|error| chain(&error)) }
     }
 

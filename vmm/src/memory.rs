@@ -14,7 +14,7 @@ use std::{
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fstat, ftruncate, memfd_create, seek, sendfile};
 use rustix::io::Errno;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_boot::{BootImage, Copy, MemoryLayout};
+use vmm_boot::{BootImage, Copy, MMIO_SLOT_LEN, MMIO_START, MemoryLayout, MemoryRange, SLOTS_MAX};
 
 use crate::{early_memory, sys};
 
@@ -48,6 +48,7 @@ pub struct Memory {
     file: File,
     layout: MemoryLayout,
     mapped: GuestMemoryMmap,
+    registers: GuestMemoryMmap,
 }
 
 impl Memory {
@@ -55,7 +56,7 @@ impl Memory {
     pub fn new(layout: MemoryLayout) -> Result<Self, MemoryError> {
         let len: u64 = layout.ranges().iter().map(|range| range.len).sum();
         let failed = |operation| move |source: io::Error| MemoryError::File { operation, mib: len >> 20, source };
-        let file = memory_file().map_err(|error| failed("memfd_create")(error.into()))?;
+        let file = memory_file("guest-memory").map_err(|error| failed("memfd_create")(error.into()))?;
         ftruncate(&file, len).map_err(|error| failed("ftruncate")(error.into()))?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(|error| failed("sealing")(error.into()))?;
@@ -69,12 +70,19 @@ impl Memory {
         }
         let mapped = GuestMemoryMmap::from_regions(regions)
             .map_err(|error| failed("mmap")(io::Error::other(error.to_string())))?;
-        Ok(Self { file, layout, mapped })
+        let registers = register_pages().map_err(failed("pages for the registers of devices"))?;
+        Ok(Self { file, layout, mapped, registers })
     }
 
     /// The mapping; clones share it.
     pub fn mapped(&self) -> &GuestMemoryMmap {
         &self.mapped
+    }
+
+    /// The pages in which the guest reads the registers of its devices; clones share them. They are not in the file of guest memory, which
+    /// goes to file servers.
+    pub fn registers(&self) -> &GuestMemoryMmap {
+        &self.registers
     }
 
     /// Writes the boot structures and copies the kernel.
@@ -133,11 +141,21 @@ impl Memory {
     }
 }
 
+/// A page for each place of a device, the first at [`MMIO_START`]. What is not used is not backed.
+fn register_pages() -> io::Result<GuestMemoryMmap> {
+    let len = MMIO_SLOT_LEN * SLOTS_MAX as u64;
+    let file = memory_file("device-registers")?;
+    ftruncate(&file, len)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    let region = sys::map_guarded(FileOffset::new(File::from(file), 0), &MemoryRange { start: MMIO_START, len })?;
+    GuestMemoryMmap::from_regions(vec![region]).map_err(|error| io::Error::other(error.to_string()))
+}
+
 /// A sealable file that nobody can execute: hosts may refuse any other (vm.memfd_noexec). Before Linux 6.3 there is no such kind.
-fn memory_file() -> Result<OwnedFd, Errno> {
+fn memory_file(name: &str) -> Result<OwnedFd, Errno> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    match memfd_create("guest-memory", flags | MemfdFlags::NOEXEC_SEAL) {
-        Err(Errno::INVAL) => memfd_create("guest-memory", flags),
+    match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(name, flags),
         outcome => outcome,
     }
 }

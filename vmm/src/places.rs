@@ -1,7 +1,7 @@
 //! Places for network devices, in which they come and go while the machine runs.
 //!
 //! The guest is told of each place when it boots, whether a device is in it or not. An empty one answers as a placeholder, over which a driver passes: it
-//! costs the boot three register reads, and its window of addresses. When a device has come, the guest looks there once more (it binds
+//! costs the boot three reads of memory, and its window of addresses. When a device has come, the guest looks there once more (it binds
 //! the driver of virtio-mmio to the place again) and finds it as if it had booted with it; before a device goes, the guest lets go of it.
 //! A guest that does neither harms itself alone: a device that it does not look for carries nothing, and one that was taken from under its driver is a
 //! placeholder from then on.
@@ -11,11 +11,8 @@ use vmm_control::{InterfaceSpec, NetReport, NetworkError};
 
 use crate::{
     bus::Bus,
-    event::EventSender,
-    kvm::Vm,
-    memory::Memory,
     network::{self, Counters, HostEnds},
-    wiring::{self, WiringError},
+    wiring::{Wires, WiringError},
 };
 
 /// Why a place stays as it is.
@@ -39,18 +36,6 @@ pub enum PlaceError {
     /// It cannot be connected.
     #[error(transparent)]
     Wiring(#[from] WiringError),
-}
-
-/// What a device is connected to.
-pub struct Wires<'a> {
-    /// For its interrupt and its notifications.
-    pub vm: &'a Vm,
-    /// For its queues.
-    pub memory: &'a Memory,
-    /// For its registers.
-    pub bus: &'a Bus,
-    /// For its loss.
-    pub events: &'a EventSender,
 }
 
 /// One place.
@@ -79,7 +64,8 @@ impl Places {
         place: usize,
         interface: &InterfaceSpec,
         ends: HostEnds,
-        wires: &Wires<'_>,
+        wires: Wires<'_>,
+        bus: &Bus,
     ) -> Result<(), PlaceError> {
         interface.check(ends.taps.len(), ends.vhosts.len())?;
         let found = self.find(place)?;
@@ -88,20 +74,20 @@ impl Places {
         }
         let device = network::device(&format!("net{place}"), interface, ends)?;
         let counters = Counters::of(&device);
-        let transport = wiring::connect(wires.vm, wires.memory, wires.events, Box::new(device), found.slot)?;
-        wires.bus.replace(found.number, Some(transport));
+        let transport = wires.connect(Box::new(device), found.slot)?;
+        bus.replace(found.number, Some(transport));
         found.counters = Some(counters);
         Ok(())
     }
 
     /// Takes the device out of its place.
-    pub fn detach(&mut self, place: usize, wires: &Wires<'_>) -> Result<(), PlaceError> {
+    pub fn detach(&mut self, place: usize, wires: Wires<'_>, bus: &Bus) -> Result<(), PlaceError> {
         let found = self.find(place)?;
-        let device = wires.bus.replace(found.number, None);
+        let device = bus.replace(found.number, None);
         found.counters = None;
         let device = device.ok_or(PlaceError::Empty(place))?;
-        // Its thread ends, and its taps are closed, when it is dropped.
-        Ok(wiring::disconnect(wires.vm, &device, found.slot)?)
+        // Its thread ends, its taps are closed, and the place shows a placeholder, when it is dropped.
+        Ok(wires.disconnect(&device, found.slot)?)
     }
 
     /// Figures of all places; those of an empty one are zero.

@@ -10,7 +10,7 @@ use std::{
     ptr, thread,
 };
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, VolatileSlice, mmap::MmapRegionBuilder};
 use vmm_boot::MemoryRange;
@@ -172,17 +172,27 @@ pub fn map_guarded(part: FileOffset, range: &MemoryRange) -> io::Result<GuestReg
     GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
-/// Makes one region of guest memory visible to the guest.
-pub fn set_memory_slot(vm: &VmFd, slot: u32, region: &GuestRegionMmap) -> errno::Result<()> {
+/// What the guest may do with memory that it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// All.
+    ReadWrite,
+    /// Reading; a write exits as one to an address without memory does (KVM_MEM_READONLY).
+    ReadOnly,
+}
+
+/// Makes one region of memory visible to the guest.
+pub fn set_memory_slot(vm: &VmFd, slot: u32, region: &GuestRegionMmap, access: Access) -> errno::Result<()> {
+    let flags = if access == Access::ReadOnly { KVM_MEM_READONLY } else { 0 };
     let slot = kvm_userspace_memory_region {
         slot,
-        flags: 0,
+        flags,
         guest_phys_addr: region.start_addr().0,
         memory_size: region.len(),
         userspace_addr: region.as_ptr() as u64,
     };
     // SAFETY: the memory stays mapped for the life of the process (see `map_guarded`), and is only ever accessed as volatile
-    // memory, so that the guest may write it at any time. Slots do not overlap: the ranges of a memory layout do not.
+    // memory, so that the guest may write it at any time. Slots do not overlap: the ranges of a memory layout do not, and registers lie in its hole.
     unsafe { vm.set_user_memory_region(slot) }
 }
 

@@ -1,13 +1,17 @@
-//! A device in its slot: its registers on the bus, its interrupt line, its notifications.
+//! A device in its slot: its registers on the bus and in memory, its interrupt line, its notifications.
 
 use std::io;
 
 use vmm_boot::DeviceSlot;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vmm_virtio::{MmioTransport, VirtioDevice, mmio::QUEUE_NOTIFY_OFFSET};
+use vmm_virtio::{
+    MmioTransport, VirtioDevice,
+    mmio::{INTERRUPT_ACK_OFFSET, INTERRUPT_ACK_VALUE, QUEUE_NOTIFY_OFFSET, Window},
+};
 
 use crate::{
     event::{Event, EventSender},
+    exits::Exits,
     kvm::{KvmError, Vm},
     memory::Memory,
 };
@@ -23,36 +27,65 @@ pub enum WiringError {
     Descriptors(#[from] io::Error),
 }
 
-/// Connects a device. The machine ends when the host's part of it is lost.
-pub fn connect(
-    vm: &Vm,
-    memory: &Memory,
-    events: &EventSender,
-    device: Box<dyn VirtioDevice>,
-    slot: DeviceSlot,
-) -> Result<MmioTransport, WiringError> {
-    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-    vm.connect_interrupt(&interrupt, slot.line)?;
-    let mut transport = MmioTransport::new(device, memory.mapped().clone(), interrupt)?;
-    let mut queues = (0u32..).zip(transport.notify_eventfds());
-    let notify = slot.address + QUEUE_NOTIFY_OFFSET;
-    if let Err(error) = queues.try_for_each(|(queue, event)| vm.connect_notification(event, notify, queue)) {
-        // The slot is to be good for another try; what was not made cannot be taken back, which is no further error.
-        let _ = disconnect(vm, &transport, slot);
-        return Err(error.into());
-    }
-    report_loss(&mut transport, events.clone());
-    Ok(transport)
+/// What devices are connected to.
+#[derive(Clone, Copy)]
+pub struct Wires<'a> {
+    /// For its interrupt and its notifications.
+    pub vm: &'a Vm,
+    /// For its queues, and for the page of its registers.
+    pub memory: &'a Memory,
+    /// For the acknowledgements of its interrupts.
+    pub exits: &'a Exits,
+    /// For its loss.
+    pub events: &'a EventSender,
 }
 
-/// Disconnects it, so that the slot is as if it had never been there.
-pub fn disconnect(vm: &Vm, transport: &MmioTransport, slot: DeviceSlot) -> Result<(), WiringError> {
-    let queues = (0u32..).zip(transport.notify_eventfds());
-    let notify = slot.address + QUEUE_NOTIFY_OFFSET;
-    // Each by itself: one that fails keeps no other.
-    let ends: Vec<_> = queues.map(|(queue, event)| vm.disconnect_notification(event, notify, queue)).collect();
-    let line = vm.disconnect_interrupt(transport.irq(), slot.line);
-    Ok(ends.into_iter().chain([line]).collect::<Result<(), _>>()?)
+impl Wires<'_> {
+    /// Connects a device. The machine ends when the host's part of it is lost.
+    pub fn connect(&self, device: Box<dyn VirtioDevice>, slot: DeviceSlot) -> Result<MmioTransport, WiringError> {
+        let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let window = self.empty(slot)?;
+        let mut transport = MmioTransport::new(device, self.memory.mapped().clone(), interrupt, window)?;
+        if let Err(error) = self.join(&transport, slot) {
+            // The slot is to be good for another try; what was not made cannot be taken back, which is no further error.
+            let _ = self.disconnect(&transport, slot);
+            return Err(error.into());
+        }
+        report_loss(&mut transport, self.events.clone());
+        Ok(transport)
+    }
+
+    /// The registers of a slot, in which the guest finds a placeholder.
+    pub fn empty(&self, slot: DeviceSlot) -> io::Result<Window> {
+        Window::new(self.memory.registers().clone(), slot.address)
+    }
+
+    fn join(&self, transport: &MmioTransport, slot: DeviceSlot) -> Result<(), KvmError> {
+        self.vm.connect_interrupt(transport.irq(), slot.line)?;
+        written(transport, self.exits, slot)
+            .try_for_each(|(event, address, value)| self.vm.connect_notification(event, address, value))
+    }
+
+    /// Disconnects it, so that the slot is as if it had never been there.
+    pub fn disconnect(&self, transport: &MmioTransport, slot: DeviceSlot) -> Result<(), WiringError> {
+        // Each by itself: one that fails keeps no other.
+        let ends: Vec<_> = written(transport, self.exits, slot)
+            .map(|(event, address, value)| self.vm.disconnect_notification(event, address, value))
+            .collect();
+        let line = self.vm.disconnect_interrupt(transport.irq(), slot.line);
+        Ok(ends.into_iter().chain([line]).collect::<Result<(), _>>()?)
+    }
+}
+
+/// The writes of a driver that KVM answers by itself: what it rings for each, the register's address, and the value.
+fn written<'a>(
+    transport: &'a MmioTransport,
+    exits: &'a Exits,
+    slot: DeviceSlot,
+) -> impl Iterator<Item = (&'a EventFd, u64, u32)> {
+    let kicks = (0u32..).zip(transport.notify_eventfds());
+    let kicks = kicks.map(move |(queue, event)| (event, slot.address + QUEUE_NOTIFY_OFFSET, queue));
+    kicks.chain([(exits.acknowledgements(), slot.address + INTERRUPT_ACK_OFFSET, INTERRUPT_ACK_VALUE)])
 }
 
 /// Ends the machine, with the device's name and the cause, when the host's part of this device is lost: the guest cannot get it back.
@@ -98,7 +131,10 @@ mod tests {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
         let way_back = Arc::default();
         let line = EventFd::new(0).expect("a descriptor");
-        let mut transport = MmioTransport::new(Box::new(Probe(Arc::clone(&way_back))), memory, line).expect("new");
+        let pages = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).expect("memory");
+        let window = Window::new(pages, 0).expect("a page");
+        let device = Box::new(Probe(Arc::clone(&way_back)));
+        let mut transport = MmioTransport::new(device, memory, line, window).expect("new");
         let (sender, events) = event::queue().expect("two descriptors");
         report_loss(&mut transport, sender);
         // Status ACKNOWLEDGE, DRIVER, VERSION_1 accepted, FEATURES_OK, DRIVER_OK (virtio 1.2, section 3.1.1).

@@ -58,7 +58,9 @@ fn the_guest_calls_and_the_report_tells_how_it_came_there() {
         assert!(names.contains(&name), "{name} is not in {names:?}");
     }
     assert_eq!(names.last(), Some(&"agent call"));
-    assert!(report.exits_at_call["mmio_write"] > 10, "{:?}", report.exits_at_call);
+    let exits = &report.exits_at_call;
+    assert!(exits["mmio_write"] > 10 && exits["acknowledged"] > 1, "{exits:?}");
+    assert_eq!(exits.get("mmio_read"), None, "registers are memory: {exits:?}");
     assert!(report.kernel_bytes > 1 << 20);
     assert!(report.disk_bytes_read[0] > 0);
     assert!(report.memory_touched_bytes > report.kernel_bytes && report.memory_touched_bytes < 128 << 20);

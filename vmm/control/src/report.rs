@@ -44,7 +44,8 @@ pub struct Report {
     pub vcpus: u8,
     /// Moments of the boot, in order.
     pub marks: Vec<Mark>,
-    /// VM exits by reason (`io_in 0x64`-like detail is not kept: `io_in`, `io_out`, `mmio_read`, `mmio_write`, `halt`, ...) from the start until now.
+    /// VM exits by reason (`io_in 0x64`-like detail is not kept: `io_in`, `io_out`, `mmio_write`, `halt`, ...) from the start until now. `acknowledged` are
+    /// interrupts that the guest's drivers have acknowledged: exits that KVM answers by itself.
     pub exits: BTreeMap<String, u64>,
     /// The same at the moment of the agent's call; empty before it.
     pub exits_at_call: BTreeMap<String, u64>,
@@ -86,7 +87,7 @@ pub struct NetReport {
     pub held_by_rate: u64,
     /// Kicks of the driver: exits that KVM answers by itself, not counted among the machine's.
     pub kicks: u64,
-    /// Interrupts to the driver; it answers each by a read and a write of a register.
+    /// Interrupts to the driver; it acknowledges each, which is an exit that KVM answers by itself.
     pub interrupts: u64,
 }
 

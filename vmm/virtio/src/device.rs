@@ -38,14 +38,15 @@ pub trait Interrupt: Send + Sync {
             self.signal_queue(*index);
         }
     }
-    /// The configuration space has changed.
-    fn signal_config(&self);
+    /// The configuration space has changed: at `offset` it has this field from now on. A field of several bytes may be seen half written, and is
+    /// read again then (ConfigGeneration, section 2.5.1).
+    fn signal_config(&self, offset: u32, field: &[u8]);
     /// The driver broke the rules: DEVICE_NEEDS_RESET, and a configuration interrupt.
     fn needs_reset(&self);
     /// The host's part of the device is lost, for this cause: the same for the driver, and the machine's owner is told.
     fn lost(&self, cause: &str);
-    /// An eventfd that a foreign process may write to signal used buffers (vhost-user). From this call on the transport reports
-    /// "used buffer" on every read of the interrupt status, as it cannot know when the foreigner wrote.
+    /// An eventfd that a foreign process may write to signal used buffers (vhost-user), or the host's kernel (vhost-net). From this call on the transport
+    /// reports "used buffer" on every read of the interrupt status, as it cannot know when somebody else wrote.
     fn queue_eventfd(&self) -> io::Result<EventFd>;
 }
 
@@ -120,7 +121,8 @@ pub enum ActivateError {
 pub trait VirtioDevice: Send {
     /// Constant for the device's whole life.
     fn traits(&self) -> DeviceTraits;
-    /// Reads configuration space; called in any state. Bytes beyond its end are zero.
+    /// Reads configuration space; called on a stopped device. Bytes beyond its end are zero. What changes while it serves is told by
+    /// [`Interrupt::signal_config`].
     fn read_config(&self, offset: u32, data: &mut [u8]);
     /// Writes configuration space; called in any state. What is not writable is ignored.
     fn write_config(&mut self, offset: u32, data: &[u8]);

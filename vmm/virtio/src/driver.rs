@@ -253,7 +253,7 @@ impl Interrupt for RecordedInterrupt {
     fn signal_queue(&self, _index: u16) {
         self.signals.fetch_add(1, Ordering::SeqCst);
     }
-    fn signal_config(&self) {
+    fn signal_config(&self, _offset: u32, _field: &[u8]) {
         self.configs.fetch_add(1, Ordering::SeqCst);
     }
     fn needs_reset(&self) {

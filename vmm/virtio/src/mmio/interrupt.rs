@@ -1,15 +1,13 @@
 //! The way back to the driver: interrupt status bits and the irqfd.
 
-use std::{
-    io,
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-};
+use std::{io, sync::OnceLock};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::{
+    status,
+    window::{Shown, Window},
+};
 use crate::device::Interrupt;
 
 /// InterruptStatus: the device used a buffer.
@@ -20,10 +18,7 @@ const CONFIG_CHANGE: u32 = 2;
 /// One interrupt line, shared by the transport (vCPU threads) and the device's thread.
 pub(super) struct MmioInterrupt {
     line: EventFd,
-    status: AtomicU32,
-    generation: AtomicU32,
-    needs_reset: AtomicBool,
-    foreign: AtomicBool,
+    window: Window,
     on_lost: OnceLock<OnLost>,
 }
 
@@ -31,15 +26,8 @@ pub(super) struct MmioInterrupt {
 pub type OnLost = Box<dyn Fn(&str) + Send + Sync>;
 
 impl MmioInterrupt {
-    pub(super) fn new(line: EventFd) -> Self {
-        Self {
-            line,
-            status: AtomicU32::new(0),
-            generation: AtomicU32::new(0),
-            needs_reset: AtomicBool::new(false),
-            foreign: AtomicBool::new(false),
-            on_lost: OnceLock::new(),
-        }
+    pub(super) fn new(line: EventFd, window: Window) -> Self {
+        Self { line, window, on_lost: OnceLock::new() }
     }
 
     /// Sets the hook; only the first one counts.
@@ -54,37 +42,16 @@ impl MmioInterrupt {
         &self.line
     }
 
-    /// What the driver reads from InterruptStatus.
-    pub(super) fn status(&self) -> u32 {
-        let foreign = if self.foreign.load(Ordering::SeqCst) { USED_BUFFER } else { 0 };
-        self.status.load(Ordering::SeqCst) | foreign
-    }
-
-    /// What the driver wrote to InterruptACK.
+    /// What the driver wrote to InterruptACK. "Used buffer", once said, stays until a reset: a driver looks into its rings, whatever it has acknowledged.
+    /// So nobody need hear of that bit's acknowledgement, which KVM answers by itself
+    /// ([`INTERRUPT_ACK_OFFSET`](super::INTERRUPT_ACK_OFFSET)), and who rings the line from another process need not tell us (vhost-user, vhost-net).
     pub(super) fn acknowledge(&self, bits: u32) {
-        self.status.fetch_and(!bits, Ordering::SeqCst);
-    }
-
-    /// Differs whenever the configuration space has changed.
-    pub(super) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::SeqCst)
-    }
-
-    /// Whether the device has asked for a reset.
-    pub(super) fn reset_needed(&self) -> bool {
-        self.needs_reset.load(Ordering::SeqCst)
-    }
-
-    /// Back to the state after power-on. The device is stopped, so nobody signals meanwhile.
-    pub(super) fn reset(&self) {
-        self.status.store(0, Ordering::SeqCst);
-        self.needs_reset.store(false, Ordering::SeqCst);
-        self.foreign.store(false, Ordering::SeqCst);
+        self.window.clear_bits(Shown::InterruptStatus, bits & CONFIG_CHANGE);
     }
 
     // The line is rung even when the bit was set before: the driver may be past reading it, and a lost edge is a hung guest.
     fn raise(&self, bit: u32) {
-        self.status.fetch_or(bit, Ordering::SeqCst);
+        self.window.set_bits(Shown::InterruptStatus, bit);
         if let Err(error) = self.line.write(1) {
             // Only a counter at its maximum fails, and then the line is rung as loudly as can be.
             log::debug!("the interrupt line was already rung: {error}");
@@ -103,13 +70,15 @@ impl Interrupt for MmioInterrupt {
         }
     }
 
-    fn signal_config(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+    fn signal_config(&self, offset: u32, field: &[u8]) {
+        self.window.set_config(offset, field);
+        let generation = self.window.get(Shown::ConfigGeneration);
+        self.window.set(Shown::ConfigGeneration, generation.wrapping_add(1));
         self.raise(CONFIG_CHANGE);
     }
 
     fn needs_reset(&self) {
-        self.needs_reset.store(true, Ordering::SeqCst);
+        self.window.set_bits(Shown::Status, u32::from(status::NEEDS_RESET));
         self.raise(CONFIG_CHANGE);
     }
 
@@ -121,7 +90,7 @@ impl Interrupt for MmioInterrupt {
     }
 
     fn queue_eventfd(&self) -> io::Result<EventFd> {
-        self.foreign.store(true, Ordering::SeqCst);
+        self.window.set_bits(Shown::InterruptStatus, USED_BUFFER);
         self.line.try_clone()
     }
 }

@@ -1,7 +1,7 @@
-//! Which register an access means. Pure.
+//! Which register a write means. Pure. What the driver reads is in [`Window`](super::Window).
 
 /// First byte of the device's own configuration space.
-const CONFIG_OFFSET: u64 = 0x100;
+pub(super) const CONFIG_OFFSET: u64 = 0x100;
 /// Width of all other registers: anything else is not an access to a register (section 4.2.2.2).
 const REGISTER_WIDTH: usize = 4;
 
@@ -20,40 +20,30 @@ pub(super) enum Half {
     High,
 }
 
-/// A register of section 4.2.2, or part of the configuration space.
+/// A register of section 4.2.2 that takes writes, or part of the configuration space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Register {
-    Magic,
-    Version,
-    DeviceType,
-    Vendor,
-    DeviceFeatures,
     DeviceFeaturesSelect,
     DriverFeatures,
     DriverFeaturesSelect,
     QueueSelect,
-    QueueSizeMax,
     QueueSize,
     QueueReady,
     QueueNotify,
-    InterruptStatus,
     InterruptAcknowledge,
     Status,
     QueueAddress(Ring, Half),
-    SharedMemorySelect,
-    /// Length or base of the selected shared memory region, of which no device here has one.
-    SharedMemoryRegion,
-    ConfigGeneration,
     /// `offset` counts from the start of the configuration space.
     Config {
         offset: u32,
     },
-    /// Reserved, of the wrong width or not aligned: reads are zero, writes are ignored.
+    /// Read-only, reserved, of the wrong width or not aligned: writes are ignored. So is the choice of a shared memory region, of which
+    /// no device here has one.
     Nothing,
 }
 
 impl Register {
-    /// The register behind an access of `width` bytes at `offset` of the device's window.
+    /// The register behind a write of `width` bytes at `offset` of the device's window.
     pub(super) fn decode(offset: u64, width: usize) -> Self {
         if offset >= CONFIG_OFFSET {
             return Self::decode_config(offset - CONFIG_OFFSET, width);
@@ -62,20 +52,13 @@ impl Register {
             return Self::Nothing;
         }
         match offset {
-            0x000 => Self::Magic,
-            0x004 => Self::Version,
-            0x008 => Self::DeviceType,
-            0x00c => Self::Vendor,
-            0x010 => Self::DeviceFeatures,
             0x014 => Self::DeviceFeaturesSelect,
             0x020 => Self::DriverFeatures,
             0x024 => Self::DriverFeaturesSelect,
             0x030 => Self::QueueSelect,
-            0x034 => Self::QueueSizeMax,
             0x038 => Self::QueueSize,
             0x044 => Self::QueueReady,
             0x050 => Self::QueueNotify,
-            0x060 => Self::InterruptStatus,
             0x064 => Self::InterruptAcknowledge,
             0x070 => Self::Status,
             0x080 => Self::QueueAddress(Ring::Descriptors, Half::Low),
@@ -84,9 +67,6 @@ impl Register {
             0x094 => Self::QueueAddress(Ring::Available, Half::High),
             0x0a0 => Self::QueueAddress(Ring::Used, Half::Low),
             0x0a4 => Self::QueueAddress(Ring::Used, Half::High),
-            0x0ac => Self::SharedMemorySelect,
-            0x0b0 | 0x0b4 | 0x0b8 | 0x0bc => Self::SharedMemoryRegion,
-            0x0fc => Self::ConfigGeneration,
             _ => Self::Nothing,
         }
     }
@@ -123,8 +103,10 @@ mod tests {
     }
 
     #[test]
-    fn gaps_between_registers_are_nothing() {
-        for offset in [0x18, 0x1c, 0x28, 0x3c, 0x40, 0x48, 0x54, 0x68, 0x74, 0x88, 0xa8, 0xc0, 0xf8] {
+    fn gaps_between_registers_and_what_is_read_only_are_nothing() {
+        for offset in
+            [0, 8, 0x10, 0x18, 0x1c, 0x28, 0x34, 0x3c, 0x40, 0x48, 0x54, 0x60, 0x68, 0x74, 0x88, 0xa8, 0xc0, 0xfc]
+        {
             assert_eq!(Register::decode(offset, 4), Register::Nothing, "{offset:#x}");
         }
     }

@@ -12,6 +12,7 @@ use super::{
     queue::QueueRegisters,
     registers::Register,
     status::{self, Step},
+    window::{Shown, Window},
 };
 use crate::{
     device::{Activation, ActiveQueue, DeviceTraits, Interrupt, VirtioDevice},
@@ -19,10 +20,6 @@ use crate::{
     log_limit::warn_limited,
 };
 
-/// "virt", little-endian.
-pub(super) const MAGIC: u32 = 0x7472_6976;
-/// Version 2: no legacy interface.
-pub(super) const VERSION: u32 = 2;
 /// "krs1", little-endian. Means nothing to drivers.
 const VENDOR: u32 = 0x3173_726b;
 /// Length and base of a shared memory region that does not exist (section 4.2.2).
@@ -39,8 +36,9 @@ pub enum TransportEvent {
     Failed,
 }
 
-/// One virtio-mmio device. Calls come from vCPU threads, one at a time.
+/// One virtio-mmio device. Calls come from vCPU threads, one at a time; the driver's reads do not come here, but go to the window's page.
 pub struct MmioTransport {
+    window: Window,
     device: Box<dyn VirtioDevice>,
     traits: DeviceTraits,
     memory: GuestMemoryMmap,
@@ -55,41 +53,64 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Wraps a device. `irq` is the irqfd that the machine registered with KVM; interrupts are edges.
+    /// Wraps a device, which from now on shows itself in the window. `irq` is the irqfd that the machine registered with KVM; interrupts are edges.
     ///
     /// Fails when the kernel has no more eventfds for this process.
-    pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemoryMmap, irq: EventFd) -> io::Result<Self> {
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemoryMmap,
+        irq: EventFd,
+        window: Window,
+    ) -> io::Result<Self> {
         let traits = device.traits();
         let kicks = traits.queue_sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC));
-        Ok(Self {
+        let transport = Self {
             kicks: kicks.collect::<io::Result<_>>()?,
             queues: traits.queue_sizes.iter().copied().map(QueueRegisters::new).collect(),
             device,
             traits,
             memory,
-            interrupt: Arc::new(MmioInterrupt::new(irq)),
+            interrupt: Arc::new(MmioInterrupt::new(irq, window.clone())),
+            window,
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
             driver_features: 0,
             queue_select: 0,
-        })
+        };
+        transport.show();
+        Ok(transport)
+    }
+
+    /// All registers as after power-on. DeviceID comes last: until then a driver that looks sees a placeholder.
+    fn show(&self) {
+        self.window.vacate();
+        self.window.set(Shown::Vendor, VENDOR);
+        let region = [
+            Shown::SharedMemoryLenLow,
+            Shown::SharedMemoryLenHigh,
+            Shown::SharedMemoryBaseLow,
+            Shown::SharedMemoryBaseHigh,
+        ];
+        region.into_iter().for_each(|register| self.window.set(register, NO_SHARED_MEMORY));
+        let mut config = vec![0; usize::try_from(self.traits.config_len).unwrap_or(0)];
+        self.device.read_config(0, &mut config);
+        self.window.set_config(0, &config);
+        self.show_selected();
+        self.window.set(Shown::DeviceType, self.traits.device_type);
+    }
+
+    /// The registers that depend on what the driver has written before.
+    fn show_selected(&self) {
+        let queue = self.queues.get(usize::try_from(self.queue_select).unwrap_or(usize::MAX));
+        self.window.set(Shown::DeviceFeatures, word(self.traits.features, self.device_features_select));
+        self.window.set(Shown::QueueSizeMax, queue.map_or(0, |queue| u32::from(queue.size_max())));
+        self.window.set(Shown::QueueReady, queue.map_or(0, |queue| u32::from(queue.ready())));
     }
 
     /// What the device is.
     pub fn device_traits(&self) -> &DeviceTraits {
         &self.traits
-    }
-
-    /// The status field as the driver reads it.
-    pub fn status(&self) -> u8 {
-        let needs_reset = if self.interrupt.reset_needed() { status::NEEDS_RESET } else { 0 };
-        self.status | needs_reset
-    }
-
-    /// InterruptStatus as the driver reads it.
-    pub fn interrupt_status(&self) -> u32 {
-        self.interrupt.status()
     }
 
     /// The irqfd by which the device interrupts the guest.
@@ -120,58 +141,6 @@ impl MmioTransport {
         self.device.stop()
     }
 
-    /// The driver reads `data.len()` bytes at `offset` of the window.
-    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        match Register::decode(offset, data.len()) {
-            Register::Config { offset } => self.read_config(offset, data),
-            Register::Nothing => (),
-            register => {
-                if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
-                    *data = self.read_register(register).to_le_bytes();
-                }
-            }
-        }
-    }
-
-    fn read_config(&self, offset: u32, data: &mut [u8]) {
-        if offset < self.traits.config_len {
-            self.device.read_config(offset, data);
-        }
-    }
-
-    fn read_register(&self, register: Register) -> u32 {
-        let queue = self.selected_queue();
-        match register {
-            Register::Magic => MAGIC,
-            Register::Version => VERSION,
-            Register::DeviceType => self.traits.device_type,
-            Register::Vendor => VENDOR,
-            Register::DeviceFeatures => word(self.traits.features, self.device_features_select),
-            Register::QueueSizeMax => queue.map_or(0, |queue| u32::from(queue.size_max())),
-            Register::QueueReady => queue.map_or(0, |queue| u32::from(queue.ready())),
-            Register::InterruptStatus => self.interrupt.status(),
-            Register::Status => u32::from(self.status()),
-            Register::SharedMemoryRegion => NO_SHARED_MEMORY,
-            Register::ConfigGeneration => self.interrupt.generation(),
-            Register::DeviceFeaturesSelect
-            | Register::DriverFeatures
-            | Register::DriverFeaturesSelect
-            | Register::QueueSelect
-            | Register::QueueSize
-            | Register::QueueNotify
-            | Register::InterruptAcknowledge
-            | Register::QueueAddress(..)
-            | Register::SharedMemorySelect
-            | Register::Config { .. }
-            | Register::Nothing => 0,
-        }
-    }
-
-    fn selected_queue(&self) -> Option<&QueueRegisters> {
-        self.queues.get(usize::try_from(self.queue_select).ok()?)
-    }
-
     /// The driver writes `data` at `offset` of the window.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Option<TransportEvent> {
         match Register::decode(offset, data.len()) {
@@ -183,6 +152,7 @@ impl MmioTransport {
             Register::Status => self.write_status(u32::from_le_bytes(data.try_into().ok()?)),
             register => {
                 self.write_register(register, u32::from_le_bytes(data.try_into().ok()?));
+                self.show_selected();
                 None
             }
         }
@@ -205,8 +175,8 @@ impl MmioTransport {
             Register::QueueSize | Register::QueueReady | Register::QueueAddress(..) => {
                 self.write_queue(register, value);
             }
-            // Read-only, or handled by the caller.
-            _ => (),
+            // Handled by the caller.
+            Register::Status | Register::Config { .. } | Register::Nothing => (),
         }
     }
 
@@ -257,7 +227,7 @@ impl MmioTransport {
                 Some(TransportEvent::Reset)
             }
             Step::To(next) => {
-                self.status = next;
+                self.set_status(next);
                 None
             }
             Step::Features(next) => {
@@ -266,7 +236,7 @@ impl MmioTransport {
             }
             Step::Activate(next) => Some(self.activate(next)),
             Step::Failed(next) => {
-                self.status = next;
+                self.set_status(next);
                 warn_limited!("device {}: the driver gave up on it", self.traits.name);
                 Some(TransportEvent::Failed)
             }
@@ -282,14 +252,20 @@ impl MmioTransport {
     fn judge_features(&mut self, next: u8) {
         let chosen = self.driver_features;
         if chosen & !self.traits.features == 0 && chosen & (1 << VIRTIO_F_VERSION_1) != 0 {
-            self.status = next;
+            self.set_status(next);
         } else {
             warn_limited!("device {}: features {chosen:#x} are refused", self.traits.name);
         }
     }
 
-    fn activate(&mut self, next: u8) -> TransportEvent {
+    // But for a reset the field only grows, and DEVICE_NEEDS_RESET is set in the window by the device's thread.
+    fn set_status(&mut self, next: u8) {
         self.status = next;
+        self.window.set_bits(Shown::Status, u32::from(next));
+    }
+
+    fn activate(&mut self, next: u8) -> TransportEvent {
+        self.set_status(next);
         let activated = self.activation().and_then(|with| Ok(self.device.activate(with)?));
         match activated {
             Ok(()) => TransportEvent::DriverOk,
@@ -317,20 +293,24 @@ impl MmioTransport {
     }
 
     fn reset(&mut self) {
+        // From here on nobody else writes to the window.
         self.device.stop();
-        self.interrupt.reset();
         self.status = 0;
         self.device_features_select = 0;
         self.driver_features_select = 0;
         self.driver_features = 0;
         self.queue_select = 0;
         self.queues = self.traits.queue_sizes.iter().copied().map(QueueRegisters::new).collect();
+        let generation = self.window.get(Shown::ConfigGeneration);
+        self.show();
+        self.window.set(Shown::ConfigGeneration, generation);
     }
 }
 
 impl Drop for MmioTransport {
     fn drop(&mut self) {
         self.device.stop();
+        self.window.vacate();
     }
 }
 

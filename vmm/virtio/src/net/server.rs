@@ -98,6 +98,19 @@ pub(super) struct Shared {
     pub(super) counters: Arc<NetCounters>,
 }
 
+/// Offset of `status` in the configuration space (section 5.1.4).
+const CONFIG_STATUS_OFFSET: u32 = 6;
+
+impl Shared {
+    /// Tells the driver, once, that its link is down: no bit of `status` is set any more.
+    pub(super) fn take_link_down(&self, interrupt: &dyn Interrupt) {
+        if self.link_is_up.swap(false, Ordering::SeqCst) {
+            warn_limited!("device {}: the interface on the host is gone: the link is down", self.name);
+            interrupt.signal_config(CONFIG_STATUS_OFFSET, &0u16.to_le_bytes());
+        }
+    }
+}
+
 /// All that the thread owns.
 pub(super) struct Server {
     pub(super) shared: Arc<Shared>,
@@ -297,11 +310,9 @@ impl Server {
         if self.backends.is_empty() {
             return;
         }
-        warn_limited!("device {}: the interface on the host is gone: the link is down", self.shared.name);
         self.leave_taps();
         self.backends = Vec::new();
-        self.shared.link_is_up.store(false, Ordering::SeqCst);
-        self.interrupt.signal_config();
+        self.shared.take_link_down(&*self.interrupt);
     }
 
     /// Makes the tap send what this driver understands, and waits for its frames.

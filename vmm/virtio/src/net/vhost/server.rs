@@ -151,10 +151,7 @@ impl VhostServer {
         let Some(tap) = self.backends.first() else { return };
         self.events.forget(&tap.as_raw_fd());
         self.events.forget(&self.broken);
-        if self.shared.link_is_up.swap(false, Ordering::SeqCst) {
-            warn_limited!("device {}: the interface on the host is gone: the link is down", self.shared.name);
-            self.interrupt.signal_config();
-        }
+        self.shared.take_link_down(&*self.interrupt);
     }
 
     /// The kernel complains of a queue. It does so, too, of frames for a tap that is gone, maybe before that is seen here.
