@@ -25,12 +25,14 @@ mod device;
 mod driver;
 mod events;
 mod fault;
+mod finished;
 mod fs;
 mod log_limit;
 pub mod mmio;
 mod net;
 mod rng;
 mod served_queue;
+mod timer;
 mod vsock;
 mod worker;
 

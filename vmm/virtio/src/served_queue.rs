@@ -113,8 +113,14 @@ impl ServedQueue {
 
     /// Whether the driver wants to hear of what was completed since the last call.
     pub(crate) fn signal_due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Fault> {
-        let next = Wrapping(self.queue.next_used());
-        let before = std::mem::replace(&mut self.signalled, next);
+        let due = self.is_due(memory)?;
+        self.signalled = Wrapping(self.queue.next_used());
+        Ok(due)
+    }
+
+    /// The same as a question, after which the driver has not heard of it yet.
+    pub(crate) fn is_due(&self, memory: &GuestMemoryMmap) -> Result<bool, Fault> {
+        let (next, before) = (Wrapping(self.queue.next_used()), self.signalled);
         if next == before {
             return Ok(false);
         }

@@ -30,7 +30,7 @@ mod header;
 mod rate;
 mod receive;
 mod server;
-mod timer;
+mod token;
 mod transmit;
 mod turn;
 mod vhost;
@@ -55,7 +55,9 @@ use crate::{
     config::read_bytes,
     device::{ActivateError, Activation, ActiveQueue, DeviceTraits, VirtioDevice},
     events::Events,
+    finished::HeldNews,
     served_queue::ServedQueue,
+    timer::Timer,
     worker::Worker,
 };
 use control::ControlQueue;
@@ -64,7 +66,6 @@ use header::HeadRules;
 use rate::Limiter;
 use receive::Receiver;
 use server::{Kept, Pair, Server, Shared};
-use timer::Timer;
 use transmit::Transmitter;
 use turn::Limits;
 use vhost::VhostServer;
@@ -209,6 +210,7 @@ impl Net {
             offloads: offloads(with.features),
             events: Events::new().map_err(self.failed("epoll"))?,
             limits: kept.limits,
+            held_news: HeldNews::new().map_err(self.failed("timerfd_create"))?,
             // The first alone until the driver says otherwise (section 5.1.6.5.6).
             joined: 1,
         })

@@ -1,8 +1,9 @@
 //! The thread of a network device: all its queues, its taps, its link and its alarm, in one wait.
 //!
 //! # Few exits
-//! A guest pays for each kick and, on virtio-mmio, twice for each interrupt. So kicks are asked for only when all is done, buffers of the
-//! receive queue only when one is missing, and an interrupt is raised once a turn for all queues, if the driver's event index wants it.
+//! A guest pays for each kick and for each interrupt. So kicks are asked for only when all is done, buffers of the
+//! receive queue only when one is missing, and an interrupt is raised once a turn for all queues, if the driver's event index wants it. That a few
+//! small frames are out is no reason for one of its own ([`crate::finished`]).
 
 use std::{
     io,
@@ -22,46 +23,18 @@ use super::{
     control::ControlQueue,
     counters::NetCounters,
     receive::Receiver,
+    token::{ALARM, CONTROL_KICK, Event, NEWS_OVERDUE, RECEIVE_KICK, STOP, TAP, TRANSMIT_KICK, event_of, token},
     transmit::Transmitter,
     turn::{Limits, Pause, Turn},
 };
-use crate::{device::Interrupt, events::Events, fault::Fault, log_limit::warn_limited, worker::Serve};
-
-const STOP: u64 = u64::MAX;
-const ALARM: u64 = u64::MAX - 1;
-const CONTROL_KICK: u64 = u64::MAX - 2;
-/// Tokens of a pair: its number times this, and one of the three below.
-const PAIR_TOKENS: u64 = 4;
-const RECEIVE_KICK: u64 = 0;
-const TRANSMIT_KICK: u64 = 1;
-
-enum Event {
-    Stop,
-    Alarm,
-    ControlKick,
-    ReceiveKick(usize),
-    TransmitKick(usize),
-    Tap(usize),
-}
-
-fn event_of(token: u64) -> Event {
-    let pair = usize::try_from(token / PAIR_TOKENS).unwrap_or(usize::MAX);
-    match (token, token % PAIR_TOKENS) {
-        (STOP, _) => Event::Stop,
-        (ALARM, _) => Event::Alarm,
-        (CONTROL_KICK, _) => Event::ControlKick,
-        (_, RECEIVE_KICK) => Event::ReceiveKick(pair),
-        (_, TRANSMIT_KICK) => Event::TransmitKick(pair),
-        _ => Event::Tap(pair),
-    }
-}
-
-fn token(pair: usize, kind: u64) -> u64 {
-    pair as u64 * PAIR_TOKENS + kind
-}
-
-/// Kind of token of a tap.
-const TAP: u64 = 2;
+use crate::{
+    device::Interrupt,
+    events::Events,
+    fault::Fault,
+    finished::{HeldNews, News},
+    log_limit::warn_limited,
+    worker::Serve,
+};
 
 /// A queue pair, and what is known of its tap.
 pub(super) struct Pair {
@@ -122,6 +95,7 @@ pub(super) struct Server {
     pub(super) offloads: Offloads,
     pub(super) events: Events,
     pub(super) limits: Limits,
+    pub(super) held_news: HeldNews,
     /// Queue pairs that the driver uses: the first ones.
     pub(super) joined: u16,
 }
@@ -155,8 +129,12 @@ impl Serve for Server {
             let timeout = more.then_some(Duration::ZERO);
             for event in self.events.wait(timeout).map_err(Fault::io("epoll_wait"))? {
                 match event_of(event.data()) {
-                    Event::Stop => return Ok(()),
+                    Event::Stop => return self.signal(true),
                     Event::Alarm => self.limits.timer.clear(),
+                    Event::NewsOverdue => {
+                        self.held_news.clear_alarm();
+                        self.signal(true)?;
+                    }
                     Event::ControlKick => self.clear_control_kick(),
                     Event::ReceiveKick(pair) => self.clear_kick(pair, true),
                     Event::TransmitKick(pair) => self.clear_kick(pair, false),
@@ -184,6 +162,7 @@ impl Server {
     fn watch_all(&mut self, stop: &EventFd) -> io::Result<()> {
         self.events.watch(stop, EventSet::IN, STOP)?;
         self.events.watch(&self.limits.timer, EventSet::IN, ALARM)?;
+        self.events.watch(&self.held_news, EventSet::IN, NEWS_OVERDUE)?;
         for (index, pair) in self.pairs.iter_mut().enumerate() {
             self.events.watch(pair.receive.queue().kick(), EventSet::IN, token(index, RECEIVE_KICK))?;
             self.events.watch(pair.transmit.queue().kick(), EventSet::IN, token(index, TRANSMIT_KICK))?;
@@ -219,7 +198,7 @@ impl Server {
         if let Some(control) = &mut self.control {
             left.more |= control.turn(&self.memory, &mut self.joined)?;
         }
-        self.signal()?;
+        self.signal(false)?;
         if left.gone {
             self.lose_link();
         } else if self.joined != joined_before {
@@ -267,13 +246,23 @@ impl Server {
         Ok(left)
     }
 
-    /// One interrupt for all queues: on one line the driver looks at all of them.
-    fn signal(&mut self) -> Result<(), Fault> {
+    /// One interrupt for all queues: on one line the driver looks at all of them. What it hears of frames that are out may wait for the next one, if
+    /// it is not `overdue`.
+    fn signal(&mut self, overdue: bool) -> Result<(), Fault> {
         let mut due = Vec::new();
-        let queues = self.pairs.iter_mut().flat_map(|pair| [pair.receive.queue(), pair.transmit.queue()]);
-        for queue in queues.chain(self.control.iter_mut().map(ControlQueue::queue)) {
+        let receive = self.pairs.iter_mut().map(|pair| pair.receive.queue());
+        for queue in receive.chain(self.control.iter_mut().map(ControlQueue::queue)) {
             if queue.signal_due(&self.memory)? {
                 due.push(queue.index());
+            }
+        }
+        if due.is_empty() && !overdue && self.news_waits()? {
+            return self.held_news.hold();
+        }
+        self.held_news.told();
+        for pair in &mut self.pairs {
+            if pair.transmit.signal_due(&self.memory)? {
+                due.push(pair.transmit.queue().index());
             }
         }
         if !due.is_empty() {
@@ -281,6 +270,12 @@ impl Server {
             self.shared.counters.interrupts.add(1);
         }
         Ok(())
+    }
+
+    fn news_waits(&self) -> Result<bool, Fault> {
+        let news = self.pairs.iter().map(|pair| pair.transmit.news(&self.memory));
+        let news = news.collect::<Result<Vec<_>, _>>()?;
+        Ok(news.contains(&News::Later) && !news.contains(&News::Now))
     }
 
     /// A tap whose frames may not be taken yet is not waited for: it would be readable all the time.

@@ -5,6 +5,7 @@
 //! A frame that cannot be sent is dropped and counted: nothing waits, and the chain goes back at once.
 
 use virtio_queue::QueueState;
+use vm_memory::GuestMemoryMmap;
 
 use super::{
     backend::{NetBackend, Trouble, trouble_of_send},
@@ -15,6 +16,7 @@ use super::{
 use crate::{
     chain::{Chain, ChainFault},
     fault::Fault,
+    finished::{Finished, News},
     log_limit::warn_limited,
     served_queue::ServedQueue,
 };
@@ -23,6 +25,7 @@ use crate::{
 pub(super) struct Transmitter {
     queue: ServedQueue,
     rules: HeadRules,
+    finished: Finished,
 }
 
 /// What became of a frame.
@@ -37,11 +40,22 @@ enum Fate {
 
 impl Transmitter {
     pub(super) fn new(queue: ServedQueue, rules: HeadRules) -> Self {
-        Self { queue, rules }
+        Self { queue, rules, finished: Finished::default() }
     }
 
     pub(super) fn queue(&mut self) -> &mut ServedQueue {
         &mut self.queue
+    }
+
+    /// What the driver is to hear of what is out.
+    pub(super) fn news(&self, memory: &GuestMemoryMmap) -> Result<News, Fault> {
+        self.finished.news(&self.queue, memory)
+    }
+
+    /// Whether the driver wants to hear of what is out; it hears of all of it now.
+    pub(super) fn signal_due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Fault> {
+        self.finished = Finished::default();
+        self.queue.signal_due(memory)
     }
 
     pub(super) fn state(&self) -> QueueState {
@@ -69,6 +83,7 @@ impl Transmitter {
             let fate = fate.map_err(|source| Fault::Chain { index, source })?;
             count(&fate, turn, bytes);
             self.queue.complete(turn.memory, chain, 0)?;
+            self.finished.add(bytes);
             if matches!(fate, Fate::Sent) {
                 limiter.take(bytes);
             }

@@ -2,7 +2,8 @@
 
 use vm_memory::GuestMemoryMmap;
 
-use super::{counters::NetCounters, rate::Limiter, timer::Timer};
+use super::{counters::NetCounters, rate::Limiter};
+use crate::timer::Timer;
 
 /// Most frames that one queue moves in one turn: after that the stop event, the other queues and the interrupt have theirs.
 pub(super) const FRAMES_PER_TURN: usize = 64;

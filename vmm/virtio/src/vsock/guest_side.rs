@@ -31,7 +31,9 @@ impl Muxer {
             let Some(chain) = self.transmit.pop(&self.memory)? else { return Ok(false) };
             let index = self.transmit.index();
             self.take_packet(&chain).map_err(|source| Fault::Chain { index, source })?;
+            let bytes = chain.readable_len() as u64;
             self.transmit.complete(&self.memory, chain, 0)?;
+            self.finished.add(bytes);
         }
         Ok(true)
     }

@@ -22,6 +22,7 @@ use crate::{
     device::{ActivateError, Activation, Interrupt},
     events::Events,
     fault::Fault,
+    finished::{Finished, HeldNews, News},
     served_queue::ServedQueue,
     worker::Serve,
 };
@@ -42,13 +43,15 @@ const STOP: u64 = 0;
 const RECEIVE_KICK: u64 = 1;
 const TRANSMIT_KICK: u64 = 2;
 const LISTENER: u64 = 3;
-const FIRST_ID: Id = 4;
+const NEWS_OVERDUE: u64 = 4;
+const FIRST_ID: Id = 5;
 
 enum Event {
     Stop,
     ReceiveKick,
     TransmitKick,
     Listener,
+    NewsOverdue,
     Program(Id),
 }
 
@@ -58,6 +61,7 @@ fn event_of(token: u64) -> Event {
         RECEIVE_KICK => Event::ReceiveKick,
         TRANSMIT_KICK => Event::TransmitKick,
         LISTENER => Event::Listener,
+        NEWS_OVERDUE => Event::NewsOverdue,
         id => Event::Program(id),
     }
 }
@@ -87,6 +91,9 @@ pub(crate) struct Muxer {
     pub(super) transmit: ServedQueue,
     event: ServedQueue,
     interrupt: Arc<dyn Interrupt>,
+    /// Packets of the guest that are out, and of which it has not heard.
+    pub(super) finished: Finished,
+    held_news: HeldNews,
     pub(super) events: Events,
     pub(super) greetings: BTreeMap<Id, Greeting>,
     pub(super) entries: BTreeMap<Id, Entry>,
@@ -118,6 +125,8 @@ impl Muxer {
             transmit: ServedQueue::new(1, transmit, BUFFER_LEN_MAX),
             event: ServedQueue::new(2, event, BUFFER_LEN_MAX),
             interrupt: with.interrupt,
+            finished: Finished::default(),
+            held_news: HeldNews::new().map_err(failed("timerfd_create"))?,
             events: Events::new().map_err(failed("epoll"))?,
             greetings: BTreeMap::new(),
             entries: BTreeMap::new(),
@@ -146,7 +155,7 @@ impl Muxer {
         self.receive.refuse_kicks(&self.memory)?;
         let mut more = self.take_from_guest()?;
         more |= self.give_to_guest()?;
-        self.signal()?;
+        self.signal(false)?;
         // Receive buffers come in quantities; their kick is worth an exit only when one is missing.
         if self.starved {
             more |= self.receive.want_kicks(&self.memory)?;
@@ -157,9 +166,14 @@ impl Muxer {
         Ok(more)
     }
 
-    /// One interrupt for both queues: on one line the driver looks at both.
-    fn signal(&mut self) -> Result<(), Fault> {
+    /// One interrupt for both queues: on one line the driver looks at both. That a few packets are out may wait for the next one, if it is not `overdue`.
+    fn signal(&mut self, overdue: bool) -> Result<(), Fault> {
         let receive = self.receive.signal_due(&self.memory)?;
+        if !receive && !overdue && self.finished.news(&self.transmit, &self.memory)? == News::Later {
+            return self.held_news.hold();
+        }
+        self.held_news.told();
+        self.finished = Finished::default();
         let transmit = self.transmit.signal_due(&self.memory)?;
         match (receive, transmit) {
             (true, true) => self.interrupt.signal_queues(&[self.receive.index(), self.transmit.index()]),
@@ -174,6 +188,7 @@ impl Muxer {
         self.events.watch(stop, EventSet::IN, STOP)?;
         self.events.watch(self.receive.kick(), EventSet::IN, RECEIVE_KICK)?;
         self.events.watch(self.transmit.kick(), EventSet::IN, TRANSMIT_KICK)?;
+        self.events.watch(&self.held_news, EventSet::IN, NEWS_OVERDUE)?;
         self.events.watch(&self.host.listener, EventSet::IN, LISTENER)
     }
 
@@ -299,10 +314,14 @@ impl Serve for Muxer {
         loop {
             for event in self.events.wait(self.patience(more)).map_err(Fault::io("epoll_wait"))? {
                 match event_of(event.data()) {
-                    Event::Stop => return Ok(()),
+                    Event::Stop => return self.signal(true),
                     Event::ReceiveKick => self.receive.clear_kick(),
                     Event::TransmitKick => self.transmit.clear_kick(),
                     Event::Listener => self.accept(),
+                    Event::NewsOverdue => {
+                        self.held_news.clear_alarm();
+                        self.signal(true)?;
+                    }
                     Event::Program(id) => self.on_program(id, event.event_set()),
                 }
             }

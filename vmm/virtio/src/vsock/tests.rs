@@ -595,6 +595,15 @@ fn packets_that_go_out_together_cost_one_interrupt() {
     assert_eq!((receive.used().len(), guest.interrupt.signals()), (50, 1));
 }
 
+#[test]
+fn the_news_that_a_packet_is_out_comes_with_what_the_guest_gets_next() {
+    let mut guest = Guest::new();
+    guest.control(1, 1, Op::Reset);
+    assert_eq!(guest.interrupt.signals(), 0, "the driver has asked, but nothing waits for it");
+    let _program = guest.program(1025);
+    eventually("both queues are told of", || guest.interrupt.signals() == 2);
+}
+
 impl Guest {
     /// Proves with a dropped packet that the device has taken a turn without putting anything into a buffer.
     fn quiet_queue(&mut self) {

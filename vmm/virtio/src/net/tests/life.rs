@@ -131,6 +131,45 @@ fn a_reset_refills_no_limit() {
 }
 
 #[test]
+fn the_news_that_a_small_frame_is_out_comes_with_the_answer() {
+    let mut bench = Bench::plain();
+    let frame = with_header(NO_OFFLOAD, &ethernet(60, MAC));
+    bench.offer(100, 1536);
+    bench.send(&frame, &[72]);
+    assert_eq!(bench.interrupt.signals(), 0, "the driver has asked, but nothing waits for it");
+    bench.host.send(&frame).expect("sent");
+    eventually("the interrupt", || bench.interrupt.signals() > 0);
+    bench.net.stop();
+    let (of_queues, all) = (bench.interrupt.signals(), bench.counters().interrupts.value());
+    assert_eq!((of_queues, all), (2, 1), "one interrupt for both queues");
+}
+
+#[test]
+fn without_an_answer_the_news_comes_after_a_while_and_at_the_latest_with_a_stop() {
+    let mut bench = Bench::plain();
+    let frame = with_header(NO_OFFLOAD, &ethernet(60, MAC));
+    bench.send(&frame, &[72]);
+    eventually("the news", || bench.interrupt.signals() == 1);
+    let event_at = GuestAddress(bench.transmit.available_ring() + 4 + 2 * u64::from(QUEUE_SIZE));
+    bench.memory.write_obj(1u16, event_at).expect("ring");
+    bench.send(&frame, &[72]);
+    bench.net.stop();
+    assert_eq!(bench.interrupt.signals(), 2);
+}
+
+#[test]
+fn who_has_sent_much_hears_of_it_at_once() {
+    let mut bench = Bench::plain();
+    let frame = with_header(LARGE_TCP, &ethernet(30_000, MAC));
+    let start = std::time::Instant::now();
+    bench.send(&frame, &[frame.len() as u32]);
+    eventually("the news", || bench.interrupt.signals() == 1);
+    let waited = std::time::Duration::from_nanos(crate::finished::NEWS_WAITS_NANOS);
+    assert!(start.elapsed() < waited, "{:?}", start.elapsed());
+    bench.net.stop();
+}
+
+#[test]
 fn the_interrupt_comes_when_the_driver_asked_for_it_and_not_before() {
     let mut bench = Bench::plain();
     // used_event of the transmit queue, behind the available ring: tell at the third completion.

@@ -1,4 +1,4 @@
-//! The alarm of a network device's thread, for frames that a limit holds back.
+//! An alarm of a device's thread, to the microsecond: its wait takes milliseconds only.
 
 use std::{
     io,
@@ -15,24 +15,24 @@ use rustix::{
 const LONGEST_NANOS: u64 = 1_000_000_000;
 
 /// A timer descriptor, and the clock that limits are measured by.
-pub(super) struct Timer {
+pub(crate) struct Timer {
     fd: OwnedFd,
     start: Instant,
 }
 
 impl Timer {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         Ok(Self { fd: timerfd_create(TimerfdClockId::Monotonic, flags)?, start: Instant::now() })
     }
 
     /// Nanoseconds since the timer was made: enough for 500 years.
-    pub(super) fn now_nanos(&self) -> u64 {
+    pub(crate) fn now_nanos(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Readable after `nanos`, or after a second if that is sooner. Takes the place of an earlier alarm, due or not.
-    pub(super) fn set(&self, nanos: u64) -> io::Result<()> {
+    pub(crate) fn set(&self, nanos: u64) -> io::Result<()> {
         // Zero would switch the timer off.
         let nanos = nanos.clamp(1, LONGEST_NANOS);
         let it_value = Timespec { tv_sec: (nanos / LONGEST_NANOS) as i64, tv_nsec: (nanos % LONGEST_NANOS) as i64 };
@@ -42,7 +42,7 @@ impl Timer {
     }
 
     /// Makes it wait for the next alarm.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let mut count = [0; 8];
         if let Err(error) = rustix::io::read(&self.fd, &mut count) {
             log::trace!("no alarm to clear: {error}");
