@@ -199,6 +199,31 @@ fn own_memory_kib(pid: u32) -> u64 {
 }
 
 #[test]
+fn a_killed_shim_leaves_nothing_in_a_namespace_that_somebody_holds() {
+    needs!(Kvm, Root, Stage, Program("containerd"), Program("ip"), Program("tc"));
+    let node = node();
+    let residue = Residue::now();
+    let loopback_alone = shown(&NetworkNamespace::new().expect("one more"));
+    let pod = node.pod_on(Network::Dual, RUNTIME).expect("it starts");
+    let server = greeter(&pod);
+    let namespace = namespace_of(&pod).expect("it has one");
+    // As port-forward does it: the kernel leads it to the guest, by a program that the shim holds.
+    let forwarded = || namespace.run(|| TcpStream::connect_timeout(&([127, 0, 0, 1], PORT).into(), TRY));
+    let mut said = String::new();
+    forwarded().expect("led to the guest").read_to_string(&mut said).expect("said");
+    assert_eq!(said, "hello");
+    let shims = tests::pids_of("containerd-shim", &pod.id);
+    let [shim] = shims[..] else { panic!("a pod has one shim, not {shims:?}") };
+    tests::command::signal(shim, Signal::KILL);
+    let refused = || Ok(forwarded().err().filter(|error| error.kind() == std::io::ErrorKind::ConnectionRefused));
+    assert!(poll_until(SETTLES_WITHIN, refused).expect("asked").is_some(), "{:?}", forwarded());
+    drop(server);
+    pod.remove().expect("removed");
+    assert_nothing_new(&namespace, &loopback_alone);
+    residue.assert_nothing_new();
+}
+
+#[test]
 fn a_pod_reaches_and_is_reached_without_containerd_and_with_the_next() {
     needs!(Kvm, Root, Stage, Program("containerd"), Program("ip"));
     let node = node();
