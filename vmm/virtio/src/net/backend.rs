@@ -5,6 +5,8 @@ use std::{io, os::fd::AsRawFd};
 use rustix::io::Errno;
 use vm_memory::VolatileSlice;
 
+use crate::log_limit::warn_limited;
+
 /// The host's end of one queue pair: one queue of a tap.
 ///
 /// Every frame begins with a header of twelve bytes (section 5.1.6, `virtio_net_hdr_v1`) in both directions. No call ever waits.
@@ -62,5 +64,21 @@ pub(super) fn trouble_of_receive(error: &io::Error) -> Trouble {
         Some(Errno::AGAIN | Errno::INTR) => Trouble::Moment,
         Some(Errno::INVAL | Errno::NOMEM) => Trouble::Frame,
         _ => Trouble::Gone,
+    }
+}
+/// Sets the offloads of one interface, whose queues these are: its first one is always joined, and speaks for all.
+pub(super) fn set_offloads(queues: &mut [Box<dyn NetBackend>], offloads: Offloads) -> io::Result<()> {
+    queues.first_mut().map_or(Ok(()), |queue| queue.set_offloads(offloads))
+}
+
+/// Gives the first `joined` queues of one interface a share of its frames, and the others none; of one there is no choice. `name` is the device's.
+pub(super) fn share_out(name: &str, queues: &mut [Box<dyn NetBackend>], joined: u16) {
+    if queues.len() < 2 {
+        return;
+    }
+    for (index, queue) in queues.iter_mut().enumerate() {
+        if let Err(error) = queue.set_joined(index < usize::from(joined)) {
+            warn_limited!("device {name}: queue {index} of its tap stays as it is: {error}");
+        }
     }
 }

@@ -19,7 +19,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::{epoll::EventSet, eventfd::EventFd};
 
 use super::{
-    backend::{NetBackend, Offloads},
+    backend::{NetBackend, Offloads, set_offloads, share_out},
     control::ControlQueue,
     counters::NetCounters,
     receive::Receiver,
@@ -313,7 +313,7 @@ impl Server {
     /// Makes the tap send what this driver understands, and waits for its frames.
     fn join_taps(&mut self) {
         self.pairs.iter_mut().for_each(|pair| (pair.readable, pair.held) = (false, false));
-        match self.set_offloads(self.offloads) {
+        match set_offloads(&mut self.backends, self.offloads) {
             Ok(()) => {
                 self.share_out();
                 self.watch_taps();
@@ -325,26 +325,15 @@ impl Server {
         }
     }
 
-    /// For all queues of the tap: they are one interface, and its first queue is always joined.
-    fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
-        self.backends.first_mut().map_or(Ok(()), |backend| backend.set_offloads(offloads))
-    }
-
-    /// Only queue pairs that the driver uses get a share of the frames; of one there is no choice.
+    /// Only queue pairs that the driver uses get frames.
     fn share_out(&mut self) {
-        if self.pairs.len() < 2 {
-            return;
-        }
-        let joined = usize::from(self.joined);
-        for (index, (pair, backend)) in self.pairs.iter_mut().zip(&mut self.backends).enumerate() {
-            if index >= joined && std::mem::take(&mut pair.watched) {
+        for (pair, backend) in self.pairs.iter_mut().zip(&self.backends).skip(usize::from(self.joined)) {
+            if std::mem::take(&mut pair.watched) {
                 self.events.forget(&backend.as_raw_fd());
                 pair.readable = false;
             }
-            if let Err(error) = backend.set_joined(index < joined) {
-                warn_limited!("device {}: queue {index} of its tap stays as it is: {error}", self.shared.name);
-            }
         }
+        share_out(&self.shared.name, &mut self.backends, self.joined);
     }
 
     /// The reverse of [`Self::join_taps`]; what fails is gone anyhow.
@@ -354,7 +343,7 @@ impl Server {
                 self.events.forget(&backend.as_raw_fd());
             }
         }
-        if let Err(error) = self.set_offloads(Offloads::default()) {
+        if let Err(error) = set_offloads(&mut self.backends, Offloads::default()) {
             log::debug!("device {}: the offloads of its tap stay: {error}", self.shared.name);
         }
     }

@@ -21,7 +21,7 @@ use crate::{
     log_limit::warn_limited,
     net::{
         CHAIN_BYTES_MAX,
-        backend::{NetBackend, Offloads},
+        backend::{NetBackend, Offloads, set_offloads, share_out},
         control::ControlQueue,
         features::{of_the_queues, offloads},
         server::Shared,
@@ -82,7 +82,7 @@ impl VhostServer {
     fn start(&mut self, features: u64) -> io::Result<()> {
         let call = self.interrupt.queue_eventfd()?;
         self.set_offloads(offloads(features));
-        self.share_out();
+        share_out(&self.shared.name, &mut self.backends, self.joined);
         let pairs = self.queues.chunks_exact(2).zip(&mut self.vhosts).zip(&self.backends);
         for ((queues, vhost), backend) in pairs {
             let [receive, transmit] = queues else { continue };
@@ -141,7 +141,7 @@ impl VhostServer {
             self.interrupt.signal_queue(queue.index());
         }
         if self.joined != before {
-            self.share_out();
+            share_out(&self.shared.name, &mut self.backends, self.joined);
         }
         Ok(more)
     }
@@ -166,21 +166,8 @@ impl VhostServer {
 
     /// Of a tap that is gone it makes no difference.
     fn set_offloads(&mut self, offloads: Offloads) {
-        let set = self.backends.first_mut().map_or(Ok(()), |backend| backend.set_offloads(offloads));
-        if let Err(error) = set {
+        if let Err(error) = set_offloads(&mut self.backends, offloads) {
             warn_limited!("device {}: its tap does not take the driver's offloads: {error}", self.shared.name);
-        }
-    }
-
-    /// Only queue pairs that the driver uses get a share of the frames; of one there is no choice.
-    fn share_out(&mut self) {
-        if self.backends.len() < 2 {
-            return;
-        }
-        for (index, backend) in self.backends.iter_mut().enumerate() {
-            if let Err(error) = backend.set_joined(index < usize::from(self.joined)) {
-                warn_limited!("device {}: queue {index} of its tap stays as it is: {error}", self.shared.name);
-            }
         }
     }
 }
