@@ -261,12 +261,12 @@ impl Planned {
                 .spawn_scoped(scope, || self.ready.vm.set_memory(&memory))
                 .map_err(|error| BootError::Resources("a thread", error))?;
             memory.load(&self.image, &self.ready.kernel)?;
-            if self.ready.kind == KvmKind::Pvm {
-                let start = self.image.kernel.iter().map(|copy| copy.address).min();
-                memory.map_ahead(start.unwrap_or_default());
-            }
             Ok::<_, BootError>(shown.join().expect("it cannot panic: panics end the process")?)
         })?;
+        if self.ready.kind == KvmKind::Pvm {
+            let start = self.image.kernel.iter().map(|copy| copy.address).min();
+            memory.map_ahead(start.unwrap_or_default()).map_err(|error| BootError::Resources("a thread", error))?;
+        }
         self.ready.vcpus[0].set_boot_state(&self.image.cpu)?;
         marks.note("kernel loaded");
         let kernel_bytes = self.image.kernel.iter().map(|copy| copy.len).sum();

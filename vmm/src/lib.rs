@@ -18,6 +18,7 @@
 //! |---|---|---|
 //! | `main` | the control socket, the list of marks' readers | [`event::Event`], a closed enum: the list of all that can wake it |
 //! | `vcpu0`, ... | one vCPU | exits are answered in place: ports by [`ports`], device registers by [`bus`] |
+//! | `memory-ahead` | nothing; on software KVM, in the first milliseconds | nobody waits for it |
 //! | one a device | its queues, from DRIVER_OK until stop | eventfds that KVM signals and awaits itself |
 //!
 //! There is no lock that a running device and a vCPU share: a queue notification is an ioeventfd, an interrupt an irqfd. The lock of a

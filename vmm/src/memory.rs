@@ -9,6 +9,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
+    thread,
 };
 
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, fstat, ftruncate, memfd_create, seek, sendfile};
@@ -95,16 +96,22 @@ impl Memory {
         image.kernel.iter().try_for_each(|copy| self.copy_from(kernel, copy)).map_err(MemoryError::Copy)
     }
 
-    /// Maps what the guest's kernel is going to touch anyway. Without effect on hosts before Linux 5.14.
-    pub fn map_ahead(&self, kernel_start: u64) {
+    /// Begins to map what the guest's kernel is going to touch anyway, in a thread of its own: the guest need not wait for it, and mostly stays behind.
+    /// Without effect on hosts before Linux 5.14. Fails when there is no thread to be had.
+    pub fn map_ahead(&self, kernel_start: u64) -> io::Result<()> {
         let total = self.layout.ranges().iter().map(|range| range.len).sum();
-        for range in early_memory::stretches(self.layout.low(), total, kernel_start) {
-            let len = usize::try_from(range.len).unwrap_or(0);
-            if let Ok(slice) = self.mapped.get_slice(GuestAddress(range.start), len) {
-                // The guest then touches the pages one by one, which works as well.
-                let _ = sys::map_ahead(&slice);
+        let stretches = early_memory::stretches(self.layout.low(), total, kernel_start);
+        let mapped = self.mapped.clone();
+        let body = move || {
+            for range in stretches {
+                let len = usize::try_from(range.len).unwrap_or(0);
+                if let Ok(slice) = mapped.get_slice(GuestAddress(range.start), len) {
+                    // The guest then touches the pages one by one, which works as well.
+                    let _ = sys::map_ahead(&slice);
+                }
             }
-        }
+        };
+        thread::Builder::new().name("memory-ahead".to_owned()).spawn(body).map(drop)
     }
 
     /// Copies a stretch of a file. Through the memory file and not through the mapping: the kernel copies page to page, without
