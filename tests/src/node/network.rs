@@ -16,6 +16,8 @@ use crate::{Containerd, NetworkNamespace};
 pub enum Network {
     /// A bridge with addresses of both families, and ports of the node that lead to pods.
     Dual,
+    /// A bridge with IPv4 alone.
+    Four,
     /// A bridge with IPv6 alone.
     Six,
     /// A point-to-point link with packets of at most 1400 bytes.
@@ -33,12 +35,13 @@ const MACVLAN_LINK: [&str; 2] = ["kr-below", "kr-beside"];
 
 impl Network {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Dual, Self::Six, Self::Small, Self::Jumbo, Self::Two, Self::Macvlan];
+    pub const ALL: [Self; 7] = [Self::Dual, Self::Four, Self::Six, Self::Small, Self::Jumbo, Self::Two, Self::Macvlan];
 
     /// Its name in files and handlers.
     pub fn name(self) -> &'static str {
         match self {
             Self::Dual => "dual",
+            Self::Four => "four",
             Self::Six => "six",
             Self::Small => "small",
             Self::Jumbo => "jumbo",
@@ -60,6 +63,7 @@ impl Network {
     pub fn gateway(self) -> &'static str {
         match self {
             Self::Dual | Self::Two => "10.98.1.1",
+            Self::Four => "10.98.7.1",
             Self::Six => "fd00:98:2::1",
             Self::Small => "10.98.3.1",
             Self::Jumbo => "10.98.4.1",
@@ -85,6 +89,7 @@ impl Network {
         let dual = ["10.98.1.0/24", "fd00:98:1::/64"];
         match self {
             Self::Dual => vec![list("dual", json!([bridge("dual", &dual, 1500), portmap]))],
+            Self::Four => vec![list("four", json!([bridge("four", &["10.98.7.0/24"], 1500)]))],
             Self::Six => vec![list("six", json!([bridge("six", &["fd00:98:2::/64"], 1500)]))],
             Self::Small => vec![list("small", json!([ptp("small", "10.98.3.0/24", true)]))],
             Self::Jumbo => vec![list("jumbo", json!([bridge("jumbo", &["10.98.4.0/24"], 9000)]))],
@@ -113,6 +118,8 @@ impl Node {
     /// As [`Node::start`].
     pub fn start_in_own_network() -> anyhow::Result<Self> {
         let network = Arc::new(NetworkNamespace::new()?);
+        // With every first pod of a bridge the node would look for duplicates of its own address there, and have none for a second or two.
+        network.run(|| fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")).context("accept_dad")?;
         let [below, beside] = MACVLAN_LINK;
         network.ip(&format!("link add {below} type veth peer name {beside}"))?;
         network.ip(&format!("link set {below} up"))?;
