@@ -19,7 +19,8 @@ fn main() -> anyhow::Result<()> {
     if std::env::args().nth(1).as_deref() == Some(network::WORD) {
         return network::serve();
     }
-    for requirement in [Requirement::Kvm, Requirement::Root, Requirement::Stage, Requirement::Program("containerd")] {
+    let programs = ["containerd", "iperf3"].map(Requirement::Program);
+    for requirement in [Requirement::Kvm, Requirement::Root, Requirement::Stage].into_iter().chain(programs) {
         if let Some(missing) = requirement.missing() {
             bail!("the benchmark needs {missing}");
         }

@@ -2,6 +2,7 @@
 
 mod alone;
 mod cpu;
+mod iperf3;
 mod setup;
 mod speed;
 mod traffic;

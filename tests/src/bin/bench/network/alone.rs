@@ -14,6 +14,7 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
 /// Rounds of the counts, and how long each moves bytes.
 const ROUNDS: usize = 5;
 const PERIOD: Duration = Duration::from_millis(400);
+const MIB: f64 = 1_048_576.0;
 
 /// A namespace as a plugin leaves one for a pod, and the other end of its interface.
 pub struct Networks {
@@ -65,8 +66,8 @@ async fn counts() -> anyhow::Result<Vec<Figure>> {
     pod.start(&pod::ProcessId::first("traffic")).await?;
     let server = networks.outside.run(|| Server::at(ADDRESS))?;
     let works: [(&str, &str, Work); 3] = [
-        ("send", "/MiB", |server| Ok(server.pod_sends(PERIOD)?.mib())),
-        ("receive", "/MiB", |server| Ok(server.pod_receives(PERIOD)?.mib())),
+        ("send", "/MiB", |server| Ok(server.pod_sends(PERIOD)? as f64 / MIB)),
+        ("receive", "/MiB", |server| Ok(server.pod_receives(PERIOD)? as f64 / MIB)),
         ("trip", "", |server| Ok(server.round_trips(PERIOD)?.len() as f64)),
     ];
     let mut figures = Vec::new();

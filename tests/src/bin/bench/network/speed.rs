@@ -1,8 +1,10 @@
 //! Speed and processor time of traffic, through containerd's CRI: of our pod, of runc's, and of a process at the end of a plain veth pair, in turn.
+//! Streams and datagrams are iperf3's; what it has no measure for, connections and answers to a byte, is our own program's.
 
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -16,13 +18,14 @@ use tests::{
 
 use super::{
     cpu::Clocks,
-    traffic::{self, Server, Stream},
+    iperf3::{self, Client, Stream},
+    traffic::{self, Server},
 };
 use crate::{figure::Figure, pods::percentile};
 
 /// Rounds in which each of the three has its turn.
 const ROUNDS: usize = 3;
-/// What one measurement takes.
+/// What one measurement of our own takes.
 const PERIOD: Duration = Duration::from_millis(400);
 /// Streams of the figures with four.
 const STREAMS: usize = 4;
@@ -35,15 +38,15 @@ type Measure = fn(&End) -> anyhow::Result<Vec<f64>>;
 /// What each measurement gives: names, units, and how it is taken.
 const MEASURES: [(&[(&str, &str)], Measure); 8] = [
     (&[("net.tcp.send", "MB/s"), ("net.cpu.send", "s/GB"), ("net.busy.send", "s/GB")], |end| {
-        end.stream(1, Server::pod_sends)
+        end.stream(1, Client::pod_sends)
     }),
     (&[("net.tcp.receive", "MB/s"), ("net.cpu.receive", "s/GB"), ("net.busy.receive", "s/GB")], |end| {
-        end.stream(1, Server::pod_receives)
+        end.stream(1, Client::pod_receives)
     }),
-    (&[("net.tcp4.send", "MB/s")], |end| end.stream(STREAMS, Server::pod_sends)),
-    (&[("net.tcp4.receive", "MB/s")], |end| end.stream(STREAMS, Server::pod_receives)),
-    (&[("net.udp.packets.send", "/s")], |end| Ok(vec![end.server.pod_floods(PERIOD)?])),
-    (&[("net.udp.packets.receive", "/s")], |end| Ok(vec![end.server.pod_is_flooded(PERIOD)?])),
+    (&[("net.tcp4.send", "MB/s")], |end| end.stream(STREAMS, Client::pod_sends)),
+    (&[("net.tcp4.receive", "MB/s")], |end| end.stream(STREAMS, Client::pod_receives)),
+    (&[("net.udp.packets.send", "/s")], |end| Ok(vec![end.iperf3.pod_floods()?])),
+    (&[("net.udp.packets.receive", "/s")], |end| Ok(vec![end.iperf3.pod_is_flooded()?])),
     (&[("net.connect", "/s")], |end| Ok(vec![end.server.connections(PERIOD)?])),
     (&[("net.latency.p50", "us"), ("net.latency.p99", "us")], |end| {
         let times = end.server.round_trips(PERIOD)?;
@@ -53,6 +56,7 @@ const MEASURES: [(&[(&str, &str)], Measure); 8] = [
 
 /// One of the three, and its processes on the host.
 struct End {
+    iperf3: Client,
     server: Server,
     pids: Vec<u32>,
 }
@@ -61,9 +65,9 @@ impl End {
     /// Megabytes a second, and seconds of processors per gigabyte: of its processes, and of the machine.
     fn stream(&self, streams: usize, stream: Stream) -> anyhow::Result<Vec<f64>> {
         let before = Clocks::now(&self.pids)?;
-        let moved = self.server.together(streams, PERIOD, stream)?;
+        let moved = stream(self.iperf3, streams)?;
         let used = Clocks::now(&self.pids)?.since(&before);
-        let gigabytes = moved.bytes as f64 / GB;
+        let gigabytes = moved.bytes / GB;
         let mut values = vec![gigabytes * 1000.0 / moved.seconds, used.processes / gigabytes, used.machine / gigabytes];
         values.truncate(if streams == 1 { 3 } else { 1 });
         Ok(values)
@@ -77,15 +81,20 @@ pub fn figures() -> anyhow::Result<Vec<Figure>> {
     let (ours, runc) = (pod(&node, RUNTIME)?, pod(&node, RUNC)?);
     let plain = Plain::start(node.network())?;
     let names: [(&Pod, &[&str]); 2] =
-        [(&ours, &["kata-rs-vmm", "containerd-shim", "virtiofsd"]), (&runc, &["containerd-shim", traffic::PROGRAM])];
+        [(&ours, &["kata-rs-vmm", "containerd-shim", "virtiofsd"]), (&runc, &["containerd-shim", iperf3::PROGRAM])];
     let ends = node.network().run(|| -> anyhow::Result<_> {
         let mut ends = Vec::new();
         for (pod, processes) in names {
-            let ip: Ipv4Addr = pod.status()?.network.context("a pod has a network")?.ip.parse()?;
-            let server = Server::at(ip)?;
-            ends.push(End { server, pids: processes.iter().flat_map(|name| tests::pids_of(name, &pod.id)).collect() });
+            let address: Ipv4Addr = pod.status()?.network.context("a pod has a network")?.ip.parse()?;
+            let (iperf3, server) = (Client { address }, Server::at(address)?);
+            let pids = processes.iter().map(|name| {
+                let pids = tests::pids_of(name, &pod.id);
+                (!pids.is_empty()).then_some(pids).with_context(|| format!("the pod has no {name}"))
+            });
+            ends.push(End { iperf3, server, pids: pids.collect::<anyhow::Result<Vec<_>>>()?.concat() });
         }
-        ends.push(End { server: Server::at(PLAIN_ADDRESS)?, pids: vec![plain.child.id()] });
+        let (iperf3, server) = (Client { address: PLAIN_ADDRESS }, Server::at(PLAIN_ADDRESS)?);
+        ends.push(End { iperf3, server, pids: vec![plain.iperf3.0.id()] });
         Ok(ends)
     })?;
     let values = node.network().run(|| measure(&ends))?;
@@ -120,21 +129,22 @@ fn shown(values: &[Values]) -> Vec<Figure> {
         .collect()
 }
 
-/// A pod whose container is the traffic's other end.
+/// A pod whose containers are the other ends of the traffic.
 fn pod<'n>(node: &'n Node, runtime: &str) -> anyhow::Result<Pod<'n>> {
     let pod = node.pod_on(Network::Dual, runtime)?;
     let program = std::env::current_exe().context("this program's file")?;
     let inside = format!("/{}", traffic::PROGRAM);
-    let template = Template::command(&[&inside, traffic::WORD]).mount(&program, &inside, true);
-    pod.start(template)?;
+    pod.start(Template::command(&[&inside, traffic::WORD]).mount(&program, &inside, true))?;
+    pod.start(iperf3::server(&node.fresh_folder())?)?;
     Ok(pod)
 }
 
 const PLAIN_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 2);
 
-/// A process in a namespace at the end of a veth pair, with nothing between it and the node.
+/// Processes in a namespace at the end of a veth pair, with nothing between them and the node.
 struct Plain {
-    child: Child,
+    iperf3: Running,
+    _traffic: Running,
     _namespace: NetworkNamespace,
 }
 
@@ -146,16 +156,23 @@ impl Plain {
         node.ip("link set kr-plain up")?;
         namespace.ip(&format!("addr add {PLAIN_ADDRESS}/30 dev eth0"))?;
         namespace.ip("link set eth0 up")?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg(traffic::WORD).stdin(Stdio::null());
-        let child = namespace.run(|| command.spawn()).context("this program again")?;
-        Ok(Self { child, _namespace: namespace })
+        let start = |program: &Path, word| {
+            let mut command = Command::new(program);
+            command.arg(word).stdin(Stdio::null()).stdout(Stdio::null());
+            namespace.run(|| command.spawn()).map(Running).with_context(|| format!("{}", program.display()))
+        };
+        let iperf3 = start(Path::new(iperf3::PROGRAM), "--server")?;
+        let traffic = start(&std::env::current_exe()?, traffic::WORD)?;
+        Ok(Self { iperf3, _traffic: traffic, _namespace: namespace })
     }
 }
 
-impl Drop for Plain {
+/// A process that ends with this value.
+struct Running(Child);
+
+impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

@@ -1,13 +1,9 @@
-//! Traffic between a pod and the node: a server, which is this very program inside the pod (a static one runs in any image), and what the node asks
-//! of it. Directions are the pod's: it sends, it receives.
+//! Traffic between a pod and the node that iperf3 does not measure: a server, which is this very program inside the pod (a static one runs in any
+//! image), and what the node asks of it. Directions are the pod's: it sends, it receives.
 
 use std::{
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -18,16 +14,12 @@ use anyhow::Context;
 pub const WORD: &str = "traffic";
 /// What its file is called where it runs, and so its process.
 pub const PROGRAM: &str = "net-traffic";
-/// Where it listens, by TCP and UDP.
-const PORT: u16 = 5201;
+/// Where it listens, beside iperf3.
+const PORT: u16 = 5200;
 /// Bytes of one write.
 const BLOCK: usize = 128 * 1024;
-/// Bytes of a datagram's payload.
-const DATAGRAM: usize = 64;
 /// Longest that the server may take to come, and that an answer may.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// After so long without a datagram there is none on its way.
-const SILENCE: Duration = Duration::from_millis(200);
 
 /// First byte of a connection: what it is for.
 #[derive(Clone, Copy)]
@@ -41,34 +33,19 @@ enum Ask {
     Echo = b'e',
     /// One byte back, and the end.
     Once = b'o',
-    /// Send datagrams to a port for so many milliseconds, then say how many.
-    Flood = b'f',
-    /// Say how many datagrams have come until now.
-    Count = b'c',
 }
 
 /// The pod's end; does not return.
 pub fn serve() -> anyhow::Result<()> {
-    let datagrams = Arc::new(AtomicU64::new(0));
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT))?;
-    let counter = datagrams.clone();
-    thread::spawn(move || count(&socket, &counter));
     for peer in TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT))?.incoming() {
-        let (peer, datagrams) = (peer?, datagrams.clone());
+        let peer = peer?;
         // Its error is that the peer went, which is how most of it ends.
-        thread::spawn(move || answer(peer, &datagrams));
+        thread::spawn(move || answer(peer));
     }
     Ok(())
 }
 
-fn count(socket: &UdpSocket, datagrams: &AtomicU64) {
-    let mut datagram = [0; DATAGRAM];
-    while socket.recv(&mut datagram).is_ok() {
-        datagrams.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn answer(mut peer: TcpStream, datagrams: &AtomicU64) -> io::Result<()> {
+fn answer(mut peer: TcpStream) -> io::Result<()> {
     peer.set_nodelay(true)?;
     let mut ask = [0];
     peer.read_exact(&mut ask)?;
@@ -90,16 +67,7 @@ fn answer(mut peer: TcpStream, datagrams: &AtomicU64) -> io::Result<()> {
             }
             Ok(())
         }
-        b'o' => peer.write_all(b"o"),
-        b'f' => {
-            let mut wanted = [0; 4];
-            peer.read_exact(&mut wanted)?;
-            let [a, b, c, d] = wanted;
-            let to = SocketAddr::new(peer.peer_addr()?.ip(), u16::from_be_bytes([a, b]));
-            let sent = flood(to, Duration::from_millis(u16::from_be_bytes([c, d]).into()))?;
-            peer.write_all(&sent.to_be_bytes())
-        }
-        _ => peer.write_all(&datagrams.load(Ordering::Relaxed).to_be_bytes()),
+        _ => peer.write_all(b"o"),
     }
 }
 
@@ -113,33 +81,6 @@ fn take(peer: &mut TcpStream) -> io::Result<u64> {
         }
     }
 }
-
-/// Sends datagrams as fast as they go, and returns their number.
-fn flood(to: SocketAddr, period: Duration) -> io::Result<u64> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.connect(to)?;
-    let (clock, datagram, mut sent) = (Instant::now(), [0x5a; DATAGRAM], 0);
-    while clock.elapsed() < period {
-        // One that finds no room is one that was not sent.
-        sent += u64::from(socket.send(&datagram).is_ok());
-    }
-    Ok(sent)
-}
-
-/// Bytes that arrived, and the time from the first to the last.
-pub struct Moved {
-    pub bytes: u64,
-    pub seconds: f64,
-}
-
-impl Moved {
-    pub fn mib(&self) -> f64 {
-        self.bytes as f64 / 1_048_576.0
-    }
-}
-
-/// How one stream moves bytes for a while.
-pub type Stream = fn(Server, Duration) -> anyhow::Result<Moved>;
 
 /// A pod's server, as the node asks it; to be used by a thread in the node's network.
 #[derive(Clone, Copy)]
@@ -175,19 +116,19 @@ impl Server {
         self.ask(Ask::Once)?.read_exact(&mut [0]).context("no answer")
     }
 
-    /// One stream from the pod.
-    pub fn pod_sends(self, period: Duration) -> anyhow::Result<Moved> {
+    /// Bytes that came from the pod by one stream.
+    pub fn pod_sends(self, period: Duration) -> anyhow::Result<u64> {
         let mut peer = self.ask(Ask::Give)?;
         let (mut block, mut bytes) = (vec![0; BLOCK], 0);
         let clock = Instant::now();
         while clock.elapsed() < period {
             bytes += peer.read(&mut block)? as u64;
         }
-        Ok(Moved { bytes, seconds: clock.elapsed().as_secs_f64() })
+        Ok(bytes)
     }
 
-    /// One stream to the pod.
-    pub fn pod_receives(self, period: Duration) -> anyhow::Result<Moved> {
+    /// Bytes that came to the pod by one stream.
+    pub fn pod_receives(self, period: Duration) -> anyhow::Result<u64> {
         let mut peer = self.ask(Ask::Take)?;
         let block = vec![0x5a; BLOCK];
         let clock = Instant::now();
@@ -195,46 +136,9 @@ impl Server {
             peer.write_all(&block)?;
         }
         peer.shutdown(std::net::Shutdown::Write)?;
-        let bytes = number(&mut peer)?;
-        Ok(Moved { bytes, seconds: clock.elapsed().as_secs_f64() })
-    }
-
-    /// Several streams at once, together.
-    pub fn together(self, streams: usize, period: Duration, stream: Stream) -> anyhow::Result<Moved> {
-        thread::scope(|scope| {
-            let all: Vec<_> = (0..streams).map(|_| scope.spawn(move || stream(self, period))).collect();
-            let mut sum = Moved { bytes: 0, seconds: 0.0 };
-            for moved in all {
-                let moved = moved.join().expect("no panic")?;
-                sum.bytes += moved.bytes;
-                sum.seconds = sum.seconds.max(moved.seconds);
-            }
-            Ok(sum)
-        })
-    }
-
-    /// Datagrams from the pod that arrived, a second.
-    pub fn pod_floods(self, period: Duration) -> anyhow::Result<f64> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        let mut peer = self.ask(Ask::Flood)?;
-        let millis = u16::try_from(period.as_millis())?;
-        peer.write_all(&[socket.local_addr()?.port().to_be_bytes(), millis.to_be_bytes()].concat())?;
-        let arrived = Arc::new(AtomicU64::new(0));
-        let (counter, counted) = (arrived.clone(), socket.try_clone()?);
-        // A wait without datagrams ends the count.
-        counted.set_read_timeout(Some(SILENCE))?;
-        let counting = thread::spawn(move || count(&counted, &counter));
-        number(&mut peer)?;
-        counting.join().expect("no panic");
-        Ok(arrived.load(Ordering::Relaxed) as f64 / period.as_secs_f64())
-    }
-
-    /// Datagrams that arrived in the pod, a second.
-    pub fn pod_is_flooded(self, period: Duration) -> anyhow::Result<f64> {
-        let before = number(&mut self.ask(Ask::Count)?)?;
-        flood(self.address, period)?;
-        let after = number(&mut self.ask(Ask::Count)?)?;
-        Ok((after - before) as f64 / period.as_secs_f64())
+        let mut taken = [0; 8];
+        peer.read_exact(&mut taken).context("no count")?;
+        Ok(u64::from_be_bytes(taken))
     }
 
     /// Connections with a byte each way, a second.
@@ -260,10 +164,4 @@ impl Server {
         times.sort_by(f64::total_cmp);
         Ok(times)
     }
-}
-
-fn number(peer: &mut TcpStream) -> anyhow::Result<u64> {
-    let mut bytes = [0; 8];
-    peer.read_exact(&mut bytes).context("no count")?;
-    Ok(u64::from_be_bytes(bytes))
 }
