@@ -70,6 +70,7 @@ impl Counters {
             dropped_unfit: counters.dropped_unfit.value(),
             starved: counters.starved.value(),
             held_by_rate: counters.held_by_rate.value(),
+            wakeups: counters.wakeups.value(),
             kicks: counters.kicks.value(),
             interrupts: counters.interrupts.value(),
         }

@@ -85,4 +85,4 @@ pub use spec::{
     StdioWanted,
 };
 pub use sys::{inherit_nothing_else, make_tap};
-pub use vmm_control::Report;
+pub use vmm_control::{NetReport, Report};

@@ -85,6 +85,9 @@ pub struct NetReport {
     pub starved: u64,
     /// Times that a limit held frames back.
     pub held_by_rate: u64,
+    /// Times that the device's thread slept and was woken.
+    #[serde(default)]
+    pub wakeups: u64,
     /// Kicks of the driver: exits that KVM answers by itself, not counted among the machine's.
     pub kicks: u64,
     /// Interrupts to the driver; it acknowledges each, which is an exit that KVM answers by itself.

@@ -29,8 +29,10 @@ pub struct NetCounters {
     pub held_by_rate: Counter,
     /// Kicks of the driver, each an exit that KVM answers by itself.
     pub kicks: Counter,
-    /// Interrupts, each two exits on virtio-mmio: the driver reads the status and acknowledges it.
+    /// Interrupts, each of which the driver acknowledges.
     pub interrupts: Counter,
+    /// Times that the device's thread slept and was woken.
+    pub wakeups: Counter,
 }
 
 /// One counter. Only one thread adds, so that a plain load and store is enough.

@@ -127,7 +127,9 @@ impl Serve for Server {
         let mut more = true;
         loop {
             let timeout = more.then_some(Duration::ZERO);
-            for event in self.events.wait(timeout).map_err(Fault::io("epoll_wait"))? {
+            let events = self.events.wait(timeout).map_err(Fault::io("epoll_wait"))?;
+            self.shared.counters.wakeups.add(u64::from(!more));
+            for event in events {
                 match event_of(event.data()) {
                     Event::Stop => return self.signal(true),
                     Event::Alarm => self.limits.timer.clear(),

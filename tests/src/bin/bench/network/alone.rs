@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use pod::{ContainerSpec, Installation, Pod, PodNetwork, PodSpec, Report, RootFs, StdioWanted};
+use pod::{ContainerSpec, Installation, NetReport, Pod, PodNetwork, PodSpec, Report, RootFs, StdioWanted};
 use tempfile::TempDir;
 use tests::NetworkNamespace;
 
@@ -53,7 +53,10 @@ pub async fn launch(id: String, network: Option<PathBuf>) -> anyhow::Result<(Pod
     Ok((Pod::launch(&Installation::find()?, spec).await?, scratch))
 }
 
-/// `net.exits.*`, `net.kicks.*` and `net.interrupts.*`, per MiB and per round trip of a byte.
+/// Their names, in the order of [`Counts`].
+const COUNTS: [&str; 4] = ["exits", "kicks", "interrupts", "wakeups"];
+
+/// `net.exits.*`, and so on for the other [`COUNTS`], per MiB and per round trip of a byte. Wake-ups are those of the device's thread.
 pub fn figures() -> anyhow::Result<Vec<Figure>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(counts())
@@ -72,7 +75,7 @@ async fn counts() -> anyhow::Result<Vec<Figure>> {
     ];
     let mut figures = Vec::new();
     for (name, unit, work) in works {
-        let mut samples = [const { Vec::new() }; 3];
+        let mut samples = [const { Vec::new() }; COUNTS.len()];
         for _ in 0..ROUNDS {
             let before = Counts::of(&pod.report().await?);
             // Blocks this thread, and so what would hear of the machine's end: traffic stops then, too.
@@ -80,7 +83,7 @@ async fn counts() -> anyhow::Result<Vec<Figure>> {
             let after = Counts::of(&pod.report().await?);
             samples.iter_mut().zip(after.since(&before)).for_each(|(samples, count)| samples.push(count / amount));
         }
-        let counts = ["exits", "kicks", "interrupts"].into_iter().zip(&samples);
+        let counts = COUNTS.into_iter().zip(&samples);
         figures.extend(counts.map(|(count, samples)| Figure::alone(format!("net.{count}.{name}"), unit, samples)));
     }
     pod.stop().await?;
@@ -90,18 +93,22 @@ async fn counts() -> anyhow::Result<Vec<Figure>> {
 /// Does something, and says how much of it, in MiB or in round trips.
 type Work = fn(Server) -> anyhow::Result<f64>;
 
-/// What the machine has counted until a moment.
-struct Counts([u64; 3]);
+/// What the machine has counted until a moment; an exit that KVM answers by itself is one, too.
+struct Counts([u64; COUNTS.len()]);
 
 impl Counts {
     fn of(report: &Report) -> Self {
-        let kicks = report.networks.iter().map(|network| network.kicks).sum::<u64>();
-        let interrupts = report.networks.iter().map(|network| network.interrupts).sum();
-        // A kick is an exit, too, which KVM answers by itself.
-        Self([report.exits.values().sum::<u64>() + kicks, kicks, interrupts])
+        let sum = |count: fn(&NetReport) -> u64| report.networks.iter().map(count).sum::<u64>();
+        let kicks = sum(|network| network.kicks);
+        Self([
+            report.exits.values().sum::<u64>() + kicks,
+            kicks,
+            sum(|network| network.interrupts),
+            sum(|network| network.wakeups),
+        ])
     }
 
-    fn since(&self, earlier: &Self) -> [f64; 3] {
+    fn since(&self, earlier: &Self) -> [f64; COUNTS.len()] {
         std::array::from_fn(|at| self.0[at].saturating_sub(earlier.0[at]) as f64)
     }
 }
