@@ -114,6 +114,13 @@ impl Container for PlainContainer {
     }
 }
 
+/// A test that ends leaves no process behind, one that was never started included.
+impl Drop for PlainContainer {
+    fn drop(&mut self) {
+        let _ = self.signal_all(Signal::KILL);
+    }
+}
+
 impl PlainContainer {
     fn living(&self) -> Vec<u32> {
         let mut all = self.all.lock().expect("no code panics while it holds this lock");
