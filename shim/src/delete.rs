@@ -165,7 +165,8 @@ fn kill_peer(daemon: &UnixStream) {
     }
 }
 
-fn has_ended(daemon: &UnixStream) -> bool {
+/// Whether the process at the other end is no more, or about to be: it was killed, and the kernel may still be at it.
+pub(crate) fn has_ended(daemon: &UnixStream) -> bool {
     let Ok(peer) = rustix::net::sockopt::socket_peercred(daemon) else { return false };
     let Ok(process) = pidfd_open(peer.pid, PidfdFlags::empty()) else { return true };
     poll(&mut [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)], Some(&END_DEADLINE))

@@ -8,7 +8,7 @@ use std::{fs, io, os::unix::net::UnixStream, path::Path};
 
 use pod::host_cgroup::HostCgroup;
 
-use crate::group::GroupLock;
+use crate::{delete::has_ended, group::GroupLock};
 
 /// Takes away what killed holders of the locks in this folder left. A pod whose daemon lives is let be.
 pub fn sweep(folder: &Path) {
@@ -29,7 +29,8 @@ pub fn sweep(folder: &Path) {
 
 // In the order of `delete`: processes that the record names, then what else is in the cgroup, then the socket; the lock goes last, as it is dropped.
 fn take_away(socket: &Path, lock: GroupLock) {
-    if UnixStream::connect(socket).is_ok() {
+    // One that was killed a moment ago may still take a connection; with its lock went the last trace of what it left.
+    if UnixStream::connect(socket).is_ok_and(|daemon| !has_ended(&daemon)) {
         return;
     }
     let undone = lock.state_dir().map_or(Ok(()), |state_dir| pod::clean_up(&state_dir));
