@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, Ordering, fence},
     },
 };
 
@@ -22,6 +22,8 @@ impl Doom {
     /// From now on nobody wants it.
     pub fn tell(&self) {
         self.told.store(true, Ordering::SeqCst);
+        // Either this sees the descriptor, or whoever makes it sees what was told.
+        fence(Ordering::SeqCst);
         self.event.get().into_iter().for_each(ring);
     }
 
@@ -38,6 +40,7 @@ impl Doom {
         let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let event = self.event.get_or_init(|| made);
         // Who told meanwhile may have found no descriptor.
+        fence(Ordering::SeqCst);
         if self.is_told() {
             ring(event);
         }

@@ -20,6 +20,7 @@
 //! likes, as with runc, until its container is given up; then it is killed with all that it started.
 
 mod program;
+mod words;
 
 use std::{
     fs, io,

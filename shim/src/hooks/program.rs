@@ -2,8 +2,11 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::process::CommandExt,
+    io::{self, Seek, SeekFrom, Write},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -12,16 +15,12 @@ use std::{
 use oci_spec::runtime::Hook;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create},
+    fs::{MemfdFlags, memfd_create},
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
+use super::words::Words;
 use crate::doom::Doom;
-
-/// Most of a hook's words that an error has: the last ones.
-const WORDS_LEN_MAX: u64 = 2048;
-/// Most that a hook may say: its writes fail from there on. What it says is memory of the host until it has ended.
-const SAID_LEN_MAX: u64 = 16 << 20;
 
 /// What ends a hook besides its own timeout.
 #[derive(Debug, Clone, Copy, Default)]
@@ -52,28 +51,23 @@ pub(super) enum Failure {
     Over,
 }
 
-/// Runs it in `folder`, with `state` on its standard input and no environment but its own.
+/// Runs it in `folder`, with `state` on its standard input and no environment but its own. One for which no time is left is not begun.
 pub(super) fn run(hook: &Hook, folder: &Path, state: &[u8], limits: Limits<'_>) -> Result<(), Failure> {
-    // A file, and not pipes: nobody has to read while it runs, and what it leaves running holds nobody up.
-    let mut said = bounded_file()?;
+    if limits.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        return Err(Failure::Over);
+    }
     let mut input = File::from(memfd_create("state", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
     input.write_all(state)?;
     input.seek(SeekFrom::Start(0))?;
+    let (pipe, into) = io::pipe()?;
+    let mut words = Words::of(pipe)?;
     let mut command = command(hook);
-    command.current_dir(folder).stdin(input).stdout(said.try_clone()?).stderr(said.try_clone()?);
-    let status = end_of(command.spawn().map_err(Failure::Start)?, timeout(hook), limits)?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(Failure::Status { status, words: last_words(&mut said)? })
-}
-
-/// A file of [`SAID_LEN_MAX`] that does not grow; what is not written costs nothing.
-fn bounded_file() -> io::Result<File> {
-    let file = memfd_create("hook", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    ftruncate(&file, SAID_LEN_MAX)?;
-    fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    Ok(file.into())
+    command.current_dir(folder).stdin(input).stdout(into.try_clone()?).stderr(into);
+    let child = command.spawn().map_err(Failure::Start)?;
+    // With it go our ends for writing.
+    drop(command);
+    let status = end_of(child, &mut words, timeout(hook), limits)?;
+    if status.success() { Ok(()) } else { Err(Failure::Status { status, words: words.text() }) }
 }
 
 fn command(hook: &Hook) -> Command {
@@ -94,8 +88,13 @@ fn timeout(hook: &Hook) -> Option<Duration> {
 }
 
 /// Waits for its end; without a timeout for as long as it is wanted.
-fn end_of(mut child: Child, timeout: Option<Duration>, limits: Limits<'_>) -> Result<ExitStatus, Failure> {
-    let ended = wait_for(&child, timeout, limits);
+fn end_of(
+    mut child: Child,
+    words: &mut Words,
+    timeout: Option<Duration>,
+    limits: Limits<'_>,
+) -> Result<ExitStatus, Failure> {
+    let ended = wait_for(&child, words, timeout, limits);
     if ended.is_err() {
         let group = Pid::from_child(&child);
         // It may have ended just now, and its group with it.
@@ -105,7 +104,7 @@ fn end_of(mut child: Child, timeout: Option<Duration>, limits: Limits<'_>) -> Re
     ended.map(|()| status)
 }
 
-fn wait_for(child: &Child, timeout: Option<Duration>, limits: Limits<'_>) -> Result<(), Failure> {
+fn wait_for(child: &Child, words: &mut Words, timeout: Option<Duration>, limits: Limits<'_>) -> Result<(), Failure> {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).map_err(io::Error::from)?;
     let unwanted = limits.unwanted.map(Doom::event).transpose()?;
     let own_end = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -117,24 +116,44 @@ fn wait_for(child: &Child, timeout: Option<Duration>, limits: Limits<'_>) -> Res
             _ => {}
         }
         let next = own_end.into_iter().chain(limits.deadline).min().map(|end| end - now);
-        let mut waits = vec![PollFd::new(&pidfd, PollFlags::IN)];
-        waits.extend(unwanted.iter().map(|unwanted| PollFd::new(unwanted, PollFlags::IN)));
-        let longest = next.and_then(|next| Timespec::try_from(next).ok());
-        rustix::io::retry_on_intr(|| poll(&mut waits, longest.as_ref())).map_err(io::Error::from)?;
-        if !waits[0].revents().is_empty() {
-            return Ok(());
-        }
-        if waits.get(1).is_some_and(|unwanted| !unwanted.revents().is_empty()) {
-            return Err(Failure::Over);
+        match next_happening(&pidfd, unwanted, words, next)? {
+            Happening::Ended => {
+                words.read();
+                return Ok(());
+            }
+            Happening::Unwanted => return Err(Failure::Over),
+            Happening::Says => words.read(),
+            Happening::TimePasses => {}
         }
     }
 }
 
-/// The end of what it said; the position of a file that has one writer after the other is how much there is.
-fn last_words(said: &mut File) -> io::Result<String> {
-    let len = said.stream_position()?;
-    said.seek(SeekFrom::Start(len.saturating_sub(WORDS_LEN_MAX)))?;
-    let mut words = Vec::new();
-    said.take(len.min(WORDS_LEN_MAX)).read_to_end(&mut words)?;
-    Ok(String::from_utf8_lossy(&words).trim().to_owned())
+/// What happens to a hook that runs.
+enum Happening {
+    Ended,
+    Unwanted,
+    Says,
+    TimePasses,
+}
+
+fn next_happening<'a>(
+    pidfd: &'a OwnedFd,
+    unwanted: Option<BorrowedFd<'a>>,
+    words: &'a Words,
+    within: Option<Duration>,
+) -> io::Result<Happening> {
+    let within = within.and_then(|within| Timespec::try_from(within).ok());
+    // Where there is nothing to wait for, the end of the hook stands in, of which the first place tells.
+    let place = |fd: Option<BorrowedFd<'a>>| match fd {
+        Some(fd) => PollFd::from_borrowed_fd(fd, PollFlags::IN),
+        None => PollFd::new(pidfd, PollFlags::empty()),
+    };
+    let mut places = [PollFd::new(pidfd, PollFlags::IN), place(unwanted), place(words.pipe())];
+    rustix::io::retry_on_intr(|| poll(&mut places, within.as_ref()))?;
+    Ok(match places.map(|place| !place.revents().is_empty()) {
+        [true, ..] => Happening::Ended,
+        [_, true, _] => Happening::Unwanted,
+        [.., true] => Happening::Says,
+        _ => Happening::TimePasses,
+    })
 }

@@ -152,11 +152,21 @@ fn a_hook_of_an_unwanted_container_is_killed_with_all_that_it_started() {
 }
 
 #[test]
-fn a_hook_that_says_more_than_anybody_keeps_fails_and_its_last_words_are_known() {
-    let bundle = Bundle::new(json!({ "prestart": [sh("yes words | head -c 17000000; exit 7")] }));
+fn a_hook_may_say_as_much_as_it_likes_in_any_way_and_its_last_words_are_known() {
+    let talks = "set -e; yes words | head -c 17000000; echo more > /dev/stderr; echo and >> /dev/stdout; echo over | tee /dev/stderr; exit 7";
+    let bundle = Bundle::new(json!({ "prestart": [sh(talks)] }));
     let message = bundle.hooks().before_start(1).expect_err("it fails").message;
-    let told = message.contains("exit status: 7") && message.contains("words\nwords");
+    let told = ["exit status: 7", "words\nwords", "more\nand\nover\nover"].iter().all(|words| message.contains(words));
     assert!(told && message.len() < 4096, "{message}");
+}
+
+#[test]
+fn a_hook_for_which_no_time_is_left_is_not_begun() {
+    let bundle = Bundle::new(json!({ "poststop": [says("first"), says("second")] }));
+    bundle.hooks().before_start(1).expect("there are none");
+    settle("c1", bundle.0.path(), Duration::ZERO);
+    assert_eq!(bundle.written(), "");
+    assert!(!bundle.owes());
 }
 
 #[test]
