@@ -217,8 +217,8 @@ fn read_kernel_head(file: &File) -> io::Result<(Vec<u8>, u64)> {
 
 /// Software KVM shows the guest the host's processor, and has not all that it has: where that has pages of 1 GiB, Linux would use them above
 /// 4 GiB of memory, and fault. (INVPCID is another; the kernel's patch keeps off it.) And where that is subject to speculative return stack overflow, the
-/// kernel of this flavour says on the early console that it has no defence, 100 characters of two exits each: guest kernel and program run at
-/// the same privilege of the hardware, where it would defend nothing.
+/// kernel of this flavour, which is built without a defence (guest-kernel/config/pvm.config), says so on the early console at each boot: 100
+/// characters of two exits each.
 const PVM_WORDS: &str = "nogbpages spec_rstack_overflow=off";
 
 fn command_line(
@@ -265,7 +265,7 @@ impl Planned {
         })?;
         if self.ready.kind == KvmKind::Pvm {
             let start = self.image.kernel.iter().map(|copy| copy.address).min();
-            memory.map_ahead(start.unwrap_or_default()).map_err(|error| BootError::Resources("a thread", error))?;
+            memory.map_ahead(start.unwrap_or_default());
         }
         self.ready.vcpus[0].set_boot_state(&self.image.cpu)?;
         marks.note("kernel loaded");

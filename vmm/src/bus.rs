@@ -25,6 +25,7 @@ pub struct Bus {
 impl Bus {
     /// The devices lie in slots in this order; some slots are empty.
     pub fn new(ports: Ports, devices: Vec<Option<MmioTransport>>, marks: Marks, events: EventSender) -> Self {
+        devices.iter().flatten().for_each(MmioTransport::publish);
         let slots = devices.into_iter().map(Mutex::new).collect();
         Self { ports: Mutex::new(ports), slots, marks, events }
     }
@@ -60,8 +61,10 @@ impl Bus {
 
     /// Puts a device into a slot, or nothing; what was there comes back, still running.
     pub fn replace(&self, slot: usize, device: Option<MmioTransport>) -> Option<MmioTransport> {
-        let place = self.slots.get(slot)?;
-        std::mem::replace(&mut *lock(place), device)
+        let mut place = lock(self.slots.get(slot)?);
+        let before = std::mem::replace(&mut *place, device);
+        place.iter().for_each(MmioTransport::publish);
+        before
     }
 
     fn slot(&self, address: u64) -> Option<(&Mutex<Option<MmioTransport>>, u64)> {

@@ -10,6 +10,8 @@
 use vmm_boot::MemoryRange;
 
 const MIB: u64 = 1 << 20;
+/// Bytes mapped by one call.
+const PIECE_LEN: u64 = MIB / 4;
 /// From the kernel's first byte: its image, what it clears for itself, and its first allocations.
 const KERNEL_LEN: u64 = 12 * MIB;
 /// First pages that the page allocator hands out.
@@ -32,6 +34,12 @@ pub fn stretches(low: MemoryRange, total: u64, kernel_start: u64) -> Vec<MemoryR
     all.into_iter().filter_map(|range| within(range, low)).collect()
 }
 
+/// A stretch in pieces, each mapped by one call: while one runs, nobody else in this process can map anything, a thread's stack for instance.
+pub fn pieces(stretch: &MemoryRange) -> impl Iterator<Item = MemoryRange> + use<> {
+    let (start, end) = (stretch.start, stretch.end());
+    (start..end).step_by(PIECE_LEN as usize).map(move |start| MemoryRange { start, len: PIECE_LEN.min(end - start) })
+}
+
 /// The part of `range` that is RAM.
 fn within(range: MemoryRange, low: MemoryRange) -> Option<MemoryRange> {
     let (start, end) = (range.start.max(low.start), range.end().min(low.end()));
@@ -51,6 +59,14 @@ mod tests {
         let top = |mib| stretches(low(mib), mib * MIB, 16 * MIB).pop().expect("a top");
         assert_eq!(top(128), MemoryRange { start: 124 * MIB, len: 4 * MIB });
         assert_eq!(top(512), MemoryRange { start: 502 * MIB, len: 10 * MIB });
+    }
+
+    #[test]
+    fn pieces_are_the_whole_stretch() {
+        let stretch = MemoryRange { start: 5 * MIB, len: PIECE_LEN * 3 + 4096 };
+        let all: Vec<_> = pieces(&stretch).collect();
+        assert_eq!((all.len(), all.iter().map(|piece| piece.len).sum::<u64>()), (4, stretch.len));
+        assert!(all.windows(2).all(|pair| pair[0].end() == pair[1].start) && all[0].start == stretch.start);
     }
 
     #[test]

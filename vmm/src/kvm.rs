@@ -153,18 +153,18 @@ impl Vm {
         self.fd.unregister_irqfd(interrupt, line).map_err(refused("the end of a device interrupt (KVM_IRQFD)"))
     }
 
-    /// From now on a 32-bit guest write of `value` at `address` makes `event` readable, without an exit to us.
+    /// From now on a 32-bit guest write of `value` at `address`, a kick or an acknowledgement, makes `event` readable, without an exit to us.
     pub fn connect_notification(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
         self.fd
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
-            .map_err(refused("a queue notification (KVM_IOEVENTFD)"))
+            .map_err(refused("a write of a driver that it is to answer (KVM_IOEVENTFD)"))
     }
 
     /// No longer.
     pub fn disconnect_notification(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
         self.fd
             .unregister_ioevent(event, &IoEventAddress::Mmio(address), value)
-            .map_err(refused("the end of a queue notification (KVM_IOEVENTFD)"))
+            .map_err(refused("the end of a write of a driver that it answers (KVM_IOEVENTFD)"))
     }
 }
 

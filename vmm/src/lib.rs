@@ -22,7 +22,8 @@
 //! | one a device | its queues, from DRIVER_OK until stop | eventfds that KVM signals and awaits itself |
 //!
 //! There is no lock that a running device and a vCPU share: a queue notification is an ioeventfd, an interrupt an irqfd. The lock of a
-//! [`bus`] slot guards the device's registers, which the guest touches at set-up and reset.
+//! [`bus`] slot guards what the guest has written into the device's registers, at set-up and reset. What it reads there is memory, which the device's thread
+//! changes, too, word by word (`vmm_virtio::mmio::Window`).
 //!
 //! # Invariants
 //! - After start nothing is opened by path. Everything the machine consists of is an inherited descriptor that the spec names; every other

@@ -1,4 +1,5 @@
-//! Guest memory: one memfd, mapped once, shared with KVM and with file servers.
+//! Guest memory: one memfd, mapped once, shared with KVM and with file servers. The registers of devices, which the guest reads as memory, have another,
+//! which nobody shares.
 //!
 //! One file, so that a snapshot is a file and a clone a private mapping of it. Sealed against shrinking, so that no holder of a
 //! descriptor can turn an access of ours into SIGBUS. Nothing is touched ahead of the guest but, on software KVM, what every
@@ -35,6 +36,11 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// A system call about the pages of registers failed.
+    #[error(
+        "there are no pages for the registers of devices: are the limits of the pod's cgroup or of open files too low?"
+    )]
+    Registers(#[source] io::Error),
     /// A boot structure could not be written.
     #[error("the {0} could not be written into guest memory")]
     Piece(&'static str, #[source] vm_memory::GuestMemoryError),
@@ -71,7 +77,7 @@ impl Memory {
         }
         let mapped = GuestMemoryMmap::from_regions(regions)
             .map_err(|error| failed("mmap")(io::Error::other(error.to_string())))?;
-        let registers = register_pages().map_err(failed("pages for the registers of devices"))?;
+        let registers = register_pages().map_err(MemoryError::Registers)?;
         Ok(Self { file, layout, mapped, registers })
     }
 
@@ -97,21 +103,23 @@ impl Memory {
     }
 
     /// Begins to map what the guest's kernel is going to touch anyway, in a thread of its own: the guest need not wait for it, and mostly stays behind.
-    /// Without effect on hosts before Linux 5.14. Fails when there is no thread to be had.
-    pub fn map_ahead(&self, kernel_start: u64) -> io::Result<()> {
+    /// Without effect on hosts before Linux 5.14.
+    pub fn map_ahead(&self, kernel_start: u64) {
         let total = self.layout.ranges().iter().map(|range| range.len).sum();
         let stretches = early_memory::stretches(self.layout.low(), total, kernel_start);
         let mapped = self.mapped.clone();
         let body = move || {
-            for range in stretches {
-                let len = usize::try_from(range.len).unwrap_or(0);
-                if let Ok(slice) = mapped.get_slice(GuestAddress(range.start), len) {
-                    // The guest then touches the pages one by one, which works as well.
+            for piece in stretches.iter().flat_map(early_memory::pieces) {
+                let len = usize::try_from(piece.len).unwrap_or(0);
+                if let Ok(slice) = mapped.get_slice(GuestAddress(piece.start), len) {
+                    // If it fails, the guest touches the pages one by one, which works as well; as it does without the thread.
                     let _ = sys::map_ahead(&slice);
                 }
             }
         };
-        thread::Builder::new().name("memory-ahead".to_owned()).spawn(body).map(drop)
+        if let Err(error) = thread::Builder::new().name("memory-ahead".to_owned()).spawn(body) {
+            log::debug!("memory is not mapped ahead: {error}");
+        }
     }
 
     /// Copies a stretch of a file. Through the memory file and not through the mapping: the kernel copies page to page, without

@@ -38,9 +38,9 @@ pub trait Interrupt: Send + Sync {
             self.signal_queue(*index);
         }
     }
-    /// The configuration space has changed: at `offset` it has this field from now on. A field of several bytes may be seen half written, and is
-    /// read again then (ConfigGeneration, section 2.5.1).
-    fn signal_config(&self, offset: u32, field: &[u8]);
+    /// The configuration space has changed: at `offset`, which is even, it has this field from now on. It changes at once, so that no driver sees
+    /// half of it, whether it looks at ConfigGeneration or not (section 2.5.1).
+    fn signal_config(&self, offset: u32, field: u16);
     /// The driver broke the rules: DEVICE_NEEDS_RESET, and a configuration interrupt.
     fn needs_reset(&self);
     /// The host's part of the device is lost, for this cause: the same for the driver, and the machine's owner is told.

@@ -203,6 +203,7 @@ pub(crate) fn activation(
 /// Remembers what a device signalled.
 pub(crate) struct RecordedInterrupt {
     signals: AtomicU32,
+    rings: AtomicU32,
     configs: AtomicU32,
     reset: AtomicBool,
     losses: Mutex<Vec<String>>,
@@ -214,6 +215,7 @@ impl RecordedInterrupt {
         let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("eventfd");
         Arc::new(Self {
             signals: AtomicU32::new(0),
+            rings: AtomicU32::new(0),
             configs: AtomicU32::new(0),
             reset: AtomicBool::new(false),
             losses: Mutex::default(),
@@ -221,8 +223,14 @@ impl RecordedInterrupt {
         })
     }
 
+    /// Queues that were told of, one by one.
     pub(crate) fn signals(&self) -> u32 {
         self.signals.load(Ordering::SeqCst)
+    }
+
+    /// Interrupts, each of which may be for several queues.
+    pub(crate) fn rings(&self) -> u32 {
+        self.rings.load(Ordering::SeqCst)
     }
 
     /// Changes of the configuration that were told.
@@ -250,10 +258,14 @@ impl RecordedInterrupt {
 }
 
 impl Interrupt for RecordedInterrupt {
-    fn signal_queue(&self, _index: u16) {
-        self.signals.fetch_add(1, Ordering::SeqCst);
+    fn signal_queue(&self, index: u16) {
+        self.signal_queues(&[index]);
     }
-    fn signal_config(&self, _offset: u32, _field: &[u8]) {
+    fn signal_queues(&self, indexes: &[u16]) {
+        self.rings.fetch_add(1, Ordering::SeqCst);
+        self.signals.fetch_add(indexes.len() as u32, Ordering::SeqCst);
+    }
+    fn signal_config(&self, _offset: u32, _field: u16) {
         self.configs.fetch_add(1, Ordering::SeqCst);
     }
     fn needs_reset(&self) {

@@ -1,7 +1,7 @@
 //! When the driver hears that what it sent is out.
 //!
 //! Linux asks for an interrupt as soon as a frame or packet is out, only to free its memory: there is nothing else in the news. When it comes is for the
-//! device to say, as with the moderation of interrupts of any network card (virtio 1.2 names it for its own, section 5.1.6.5.7). Where little was sent, an
+//! device to say, as with the moderation of interrupts of any network card (virtio 1.2 names it for its own, section 5.1.6.5.9). Where little was sent, an
 //! answer is likely to come within [`NEWS_WAITS_NANOS`], and its interrupt tells of both: half as many interrupts for whoever asks and
 //! answers. Where much was sent, its memory is much and the sender may wait for it: it hears at once.
 
@@ -15,7 +15,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::{fault::Fault, served_queue::ServedQueue, timer::Timer};
 
 /// Longest that the news waits: more than an answer takes within a host.
-pub(crate) const NEWS_WAITS_NANOS: u64 = if cfg!(test) { 1_000_000_000 } else { 100_000 };
+pub(crate) const NEWS_WAITS_NANOS: u64 = if cfg!(test) { 3_000_000_000 } else { 100_000 };
 /// Most frames whose news waits.
 const FRAMES_MAX: u32 = 32;
 /// Most of their bytes. TCP holds back what it has to send while too much of it is on its way through a device (tcp_output.c, tcp_small_queue_check).

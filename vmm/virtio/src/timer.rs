@@ -11,8 +11,9 @@ use rustix::{
     time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime},
 };
 
+const SECOND_NANOS: u64 = 1_000_000_000;
 /// Longest alarm; whoever needs a longer one sets it again.
-const LONGEST_NANOS: u64 = 1_000_000_000;
+const LONGEST_NANOS: u64 = 10 * SECOND_NANOS;
 
 /// A timer descriptor, and the clock that limits are measured by.
 pub(crate) struct Timer {
@@ -31,11 +32,11 @@ impl Timer {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Readable after `nanos`, or after a second if that is sooner. Takes the place of an earlier alarm, due or not.
+    /// Readable after `nanos`, or after ten seconds if that is sooner. Takes the place of an earlier alarm, due or not.
     pub(crate) fn set(&self, nanos: u64) -> io::Result<()> {
         // Zero would switch the timer off.
         let nanos = nanos.clamp(1, LONGEST_NANOS);
-        let it_value = Timespec { tv_sec: (nanos / LONGEST_NANOS) as i64, tv_nsec: (nanos % LONGEST_NANOS) as i64 };
+        let it_value = Timespec { tv_sec: (nanos / SECOND_NANOS) as i64, tv_nsec: (nanos % SECOND_NANOS) as i64 };
         let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
         timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &Itimerspec { it_interval, it_value })?;
         Ok(())

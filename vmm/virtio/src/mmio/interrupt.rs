@@ -70,8 +70,8 @@ impl Interrupt for MmioInterrupt {
         }
     }
 
-    fn signal_config(&self, offset: u32, field: &[u8]) {
-        self.window.set_config(offset, field);
+    fn signal_config(&self, offset: u32, field: u16) {
+        self.window.set_config_field(offset, field);
         let generation = self.window.get(Shown::ConfigGeneration);
         self.window.set(Shown::ConfigGeneration, generation.wrapping_add(1));
         self.raise(CONFIG_CHANGE);

@@ -53,7 +53,7 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Wraps a device, which from now on shows itself in the window. `irq` is the irqfd that the machine registered with KVM; interrupts are edges.
+    /// Wraps a device; the window shows a placeholder until [`Self::publish`]. `irq` is the irqfd that the machine registered with KVM; interrupts are edges.
     ///
     /// Fails when the kernel has no more eventfds for this process.
     pub fn new(
@@ -78,13 +78,17 @@ impl MmioTransport {
             driver_features: 0,
             queue_select: 0,
         };
-        transport.show();
+        transport.show_constants();
+        transport.show_power_on();
         Ok(transport)
     }
 
-    /// All registers as after power-on. DeviceID comes last: until then a driver that looks sees a placeholder.
-    fn show(&self) {
-        self.window.vacate();
+    /// From now on a driver that looks sees the device, and not the placeholder. Comes after all that the driver's writes need.
+    pub fn publish(&self) {
+        self.window.set(Shown::DeviceType, self.traits.device_type);
+    }
+
+    fn show_constants(&self) {
         self.window.set(Shown::Vendor, VENDOR);
         let region = [
             Shown::SharedMemoryLenLow,
@@ -93,11 +97,16 @@ impl MmioTransport {
             Shown::SharedMemoryBaseHigh,
         ];
         region.into_iter().for_each(|register| self.window.set(register, NO_SHARED_MEMORY));
+    }
+
+    /// What changes in a device's life, as after power-on.
+    fn show_power_on(&self) {
+        self.window.set(Shown::Status, 0);
+        self.window.set(Shown::InterruptStatus, 0);
         let mut config = vec![0; usize::try_from(self.traits.config_len).unwrap_or(0)];
         self.device.read_config(0, &mut config);
-        self.window.set_config(0, &config);
+        self.window.set_config(&config);
         self.show_selected();
-        self.window.set(Shown::DeviceType, self.traits.device_type);
     }
 
     /// The registers that depend on what the driver has written before.
@@ -301,9 +310,7 @@ impl MmioTransport {
         self.driver_features = 0;
         self.queue_select = 0;
         self.queues = self.traits.queue_sizes.iter().copied().map(QueueRegisters::new).collect();
-        let generation = self.window.get(Shown::ConfigGeneration);
-        self.show();
-        self.window.set(Shown::ConfigGeneration, generation);
+        self.show_power_on();
     }
 }
 

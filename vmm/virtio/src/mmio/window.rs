@@ -58,14 +58,16 @@ impl Window {
         }
         let window = Self { pages, start };
         window.vacate();
+        window.set(Shown::Version, VERSION);
+        window.set(Shown::Magic, MAGIC);
         Ok(window)
     }
 
     /// From now on a driver finds no device here, but the placeholder that it passes over without a word (section 4.2.2, register DeviceID).
     pub(super) fn vacate(&self) {
-        self.write(0, &[0; WINDOW_LEN as usize]);
-        self.set(Shown::Magic, MAGIC);
-        self.set(Shown::Version, VERSION);
+        // What makes it a placeholder is never away; that there is a device goes first.
+        self.set(Shown::DeviceType, 0);
+        self.write(Shown::DeviceType as u64, &[0; WINDOW_LEN as usize - Shown::DeviceType as usize]);
     }
 
     /// What the driver reads.
@@ -88,9 +90,17 @@ impl Window {
         self.change(register, |word| word.fetch_and(!bits.to_le(), Ordering::SeqCst));
     }
 
-    /// Replaces bytes of the configuration space, whose end is that of the page.
-    pub(super) fn set_config(&self, offset: u32, bytes: &[u8]) {
-        self.write(CONFIG_OFFSET + u64::from(offset), bytes);
+    /// Fills the configuration space, whose end is that of the page. For a device that nobody drives.
+    pub(super) fn set_config(&self, bytes: &[u8]) {
+        self.write(CONFIG_OFFSET, bytes);
+    }
+
+    /// Replaces a field of the configuration space at once, whoever reads it meanwhile. One that is not aligned has no such way, and stays.
+    pub(super) fn set_config_field(&self, offset: u32, field: u16) {
+        let place = GuestAddress(self.start.0 + CONFIG_OFFSET + u64::from(offset));
+        if let Err(error) = self.pages.store(field.to_le(), place, Ordering::SeqCst) {
+            log::debug!("a field of a device's configuration at {offset} stays as it is: {error}");
+        }
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) {
@@ -126,7 +136,7 @@ mod tests {
     #[test]
     fn an_empty_place_shows_a_placeholder_which_is_a_device_of_type_0_and_nothing_else() {
         let window = Window::new(pages(), 0xd000_1000).expect("there");
-        window.set_config(0, &[7; 10]);
+        window.set_config(&[7; 10]);
         window.set(Shown::Status, 15);
         window.vacate();
         let mut all = vec![0xff; WINDOW_LEN as usize];
@@ -146,7 +156,7 @@ mod tests {
     fn what_is_longer_than_the_page_ends_with_it() {
         let pages = pages();
         let (window, next) = (Window::new(pages.clone(), 0xd000_0000), Window::new(pages, 0xd000_1000));
-        window.expect("there").set_config(0, &[0xff; 0x2000]);
+        window.expect("there").set_config(&[0xff; 0x2000]);
         assert_eq!(next.expect("there").get(Shown::Magic), MAGIC);
     }
 }

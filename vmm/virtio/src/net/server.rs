@@ -79,7 +79,7 @@ impl Shared {
     pub(super) fn take_link_down(&self, interrupt: &dyn Interrupt) {
         if self.link_is_up.swap(false, Ordering::SeqCst) {
             warn_limited!("device {}: the interface on the host is gone: the link is down", self.name);
-            interrupt.signal_config(CONFIG_STATUS_OFFSET, &0u16.to_le_bytes());
+            interrupt.signal_config(CONFIG_STATUS_OFFSET, 0);
         }
     }
 }
@@ -263,11 +263,12 @@ impl Server {
         }
         self.held_news.told();
         for pair in &mut self.pairs {
-            if pair.transmit.signal_due(&self.memory)? {
+            if pair.transmit.queue().signal_due(&self.memory)? {
                 due.push(pair.transmit.queue().index());
             }
         }
         if !due.is_empty() {
+            self.pairs.iter_mut().for_each(|pair| pair.transmit.told());
             self.interrupt.signal_queues(&due);
             self.shared.counters.interrupts.add(1);
         }

@@ -52,10 +52,9 @@ impl Transmitter {
         self.finished.news(&self.queue, memory)
     }
 
-    /// Whether the driver wants to hear of what is out; it hears of all of it now.
-    pub(super) fn signal_due(&mut self, memory: &GuestMemoryMmap) -> Result<bool, Fault> {
+    /// The driver is interrupted, and so hears of all that is out.
+    pub(super) fn told(&mut self) {
         self.finished = Finished::default();
-        self.queue.signal_due(memory)
     }
 
     pub(super) fn state(&self) -> QueueState {

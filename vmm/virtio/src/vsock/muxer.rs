@@ -173,8 +173,10 @@ impl Muxer {
             return self.held_news.hold();
         }
         self.held_news.told();
-        self.finished = Finished::default();
         let transmit = self.transmit.signal_due(&self.memory)?;
+        if receive || transmit {
+            self.finished = Finished::default();
+        }
         match (receive, transmit) {
             (true, true) => self.interrupt.signal_queues(&[self.receive.index(), self.transmit.index()]),
             (true, false) => self.interrupt.signal_queue(self.receive.index()),

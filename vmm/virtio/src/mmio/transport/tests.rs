@@ -80,6 +80,7 @@ impl Bench {
         let window = Window::new(pages, WINDOW).expect("a page");
         let irq = line.try_clone().expect("eventfd");
         let transport = MmioTransport::new(device, memory, irq, window.clone()).expect("transport");
+        transport.publish();
         Self { transport, window, seen, line }
     }
 
@@ -268,7 +269,7 @@ fn a_driver_that_gives_up_is_reported_and_reset_is_the_only_way_on() {
 fn interrupts_set_bits_of_which_an_acknowledgement_clears_that_of_the_configuration() {
     let mut bench = Bench::new();
     let interrupt = bench.transport.interrupt.clone();
-    interrupt.signal_config(2, &[9, 8]);
+    interrupt.signal_config(2, 0x0908);
     assert!(bench.rung());
     interrupt.signal_queue(1);
     assert_eq!((bench.read(0x60), bench.read(0xfc)), (3, 1));
@@ -297,10 +298,23 @@ fn a_field_that_changes_is_seen_at_once_and_a_reset_reads_what_the_device_has() 
     let mut bench = Bench::new();
     bench.drive_to(15);
     let interrupt = bench.seen().activations[0].interrupt.clone();
-    interrupt.signal_config(4, &[0xaa, 0xbb]);
+    interrupt.signal_config(4, 0xbbaa);
     assert_eq!(bench.read(0x104), 0x0807_bbaa);
     bench.write(0x70, 0);
     assert_eq!((bench.read(0x104), bench.read(0xfc)), (0x0807_0605, 1));
+}
+
+#[test]
+fn a_place_shows_a_placeholder_until_the_device_can_be_driven() {
+    let Bench { transport, window, .. } = Bench::new();
+    drop(transport);
+    let (memory, line) = (GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)]), EventFd::new(EFD_CLOEXEC));
+    let device = Box::new(Probe(Arc::default()));
+    let next = MmioTransport::new(device, memory.expect("memory"), line.expect("eventfd"), window.clone());
+    let next = next.expect("transport");
+    assert_eq!(window.get(Shown::DeviceType), 0);
+    next.publish();
+    assert_eq!((window.get(Shown::DeviceType), window.get(Shown::Vendor)), (42, VENDOR));
 }
 
 #[test]
