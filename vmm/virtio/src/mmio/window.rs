@@ -3,6 +3,9 @@
 //! So a read of a register is a read of memory: no exit, and nobody of ours runs. That is possible as no read of virtio-mmio does anything else than to
 //! read (section 4.2.2); what a read would find is written here whenever it changes. A write to such a page is an exit as ever, or an ioeventfd.
 //!
+//! Drivers map it uncached. Most hosts show them cached memory nevertheless; where the processor does as the guest wants (AMD), such reads are as coherent
+//! with our writes as any.
+//!
 //! The page is the one copy of what it holds: the bits of InterruptStatus and DEVICE_NEEDS_RESET are set here, by the device's thread,
 //! while the driver's writes change other bits from a vCPU's.
 

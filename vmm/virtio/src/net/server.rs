@@ -275,10 +275,17 @@ impl Server {
         Ok(())
     }
 
+    /// Whether there is news, and none that the driver is to hear at once.
     fn news_waits(&self) -> Result<bool, Fault> {
-        let news = self.pairs.iter().map(|pair| pair.transmit.news(&self.memory));
-        let news = news.collect::<Result<Vec<_>, _>>()?;
-        Ok(news.contains(&News::Later) && !news.contains(&News::Now))
+        let mut waits = false;
+        for pair in &self.pairs {
+            match pair.transmit.news(&self.memory)? {
+                News::Now => return Ok(false),
+                News::Later => waits = true,
+                News::Unwanted => {}
+            }
+        }
+        Ok(waits)
     }
 
     /// A tap whose frames may not be taken yet is not waited for: it would be readable all the time.

@@ -61,6 +61,21 @@ fn the_driver_chooses_how_many_pairs_get_frames() {
 }
 
 #[test]
+fn news_of_one_pair_that_waits_comes_with_that_of_another_which_does_not() {
+    let mut several = Several::new();
+    let send = |several: &mut Several, queue: usize, frame: &[u8]| {
+        let at = OUT_AT + 0x2_0000 * queue as u64;
+        several.memory.write_slice(frame, GuestAddress(at)).expect("memory");
+        several.queues[queue].call(&[out(at, frame.len() as u32)]);
+    };
+    send(&mut several, 1, &with_header(NO_OFFLOAD, &ethernet(60, MAC)));
+    send(&mut several, 3, &with_header(LARGE_TCP, &ethernet(30_000, MAC)));
+    eventually("both queues are told of", || several.interrupt.signals() == 2);
+    assert_eq!(several.interrupt.rings(), 1);
+    several.net.stop();
+}
+
+#[test]
 fn control_commands_that_were_not_offered_or_make_no_sense_are_errors() {
     let mut several = Several::new();
     let garbage: [&[u8]; 9] = [
