@@ -72,7 +72,7 @@ struct Counters {
 impl Counters {
     fn total(&mut self, acknowledgements: &EventFd) -> BTreeMap<String, u64> {
         // Its one error is that there was none since.
-        self.acknowledged += acknowledgements.read().unwrap_or(0);
+        self.acknowledged = self.acknowledged.saturating_add(acknowledgements.read().unwrap_or(0));
         let sum = |index: usize| self.vcpus.iter().map(|counters| counters.0[index].load(Relaxed)).sum::<u64>();
         let exits = NAMES.iter().enumerate().map(|(index, name)| (*name, sum(index)));
         let all = exits.chain([(ACKNOWLEDGED, self.acknowledged)]);

@@ -73,7 +73,10 @@ impl Containers {
             Ok(stdio) => stdio,
             Err(refusal) => {
                 let _ = pod.delete(&first(&new.id)).await;
-                hooks::in_turn(hooks, Hooks::after_stop).await?;
+                // What went wrong first is what is told.
+                if let Err(unrun) = hooks::in_turn(hooks, Hooks::after_stop).await {
+                    log::warn!("{unrun}");
+                }
                 return Err(refusal);
             }
         };
